@@ -1,0 +1,3 @@
+DROP TABLE modules;
+DROP TABLE module_names;
+DROP TABLE module_blobs;

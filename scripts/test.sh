@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Installs what the tests need, then runs every test and check. Exits 0 only when all pass.
+set -euo pipefail
+
+usage() {
+  cat <<'TXT'
+Usage: scripts/test.sh [--no-install] [ARGUMENTS OF cargo test]
+
+Installs the Debian packages the tests need (unless --no-install), then runs: cargo fmt, cargo clippy,
+shellcheck, all tests. Honours CARGO_TARGET_DIR. The first run compiles Wasmer and Pingora.
+TXT
+}
+
+install=yes
+case "${1:-}" in
+  -h | --help) usage; exit 0 ;;
+  --no-install) install=no; shift ;;
+esac
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# What each is for: a C toolchain and cmake to build dependencies; clang, lld, wasi-libc and
+# compiler-rt to build guests; postgresql for the store's tests; curl and openssl as real clients;
+# and shellcheck for the scripts.
+packages=(build-essential cmake pkg-config ca-certificates curl openssl
+  clang lld wasi-libc libclang-rt-14-dev-wasm32 postgresql shellcheck)
+
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+  if [ "$install" = no ]; then
+    echo "scripts/test.sh: missing packages; run: apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  sudo=()
+  [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+  "${sudo[@]}" apt-get update -q
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+fi
+
+step() { printf '\n== %s\n' "$*"; }
+
+step cargo fmt --check
+cargo fmt --check
+step shellcheck
+shellcheck scripts/*.sh .ci/run
+step cargo clippy
+cargo clippy --locked --all-targets -- -D warnings
+step cargo test
+cargo test --locked "$@"

@@ -1,0 +1,140 @@
+//! `POST /api/wasm/execute`: runs a module that comes with the request.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::request::Parts;
+use axum::response::Response;
+use bytes::Bytes;
+
+use super::accept;
+use super::body::{self, Bound, ContentType};
+use super::caller::Authenticated;
+use super::form::{self, Field, FieldLimit};
+use super::problem::Problem;
+use super::query::Query;
+use super::receipt;
+use super::{Api, Settings};
+use crate::auth::KeyPrincipal;
+use crate::failure::Failure;
+use crate::sandbox::{self, Call, Outcome, Prepared, Stdout};
+
+pub(super) const WASM_NAMES: &[&str] = &["wasm", "wasm_file"];
+pub(super) const INPUT_NAMES: &[&str] = &["input", "input_data"];
+
+pub(super) async fn execute(
+    State(api): State<Arc<Api>>,
+    caller: Authenticated,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let (wasm, input) = module_and_input(&parts, body, &api.state.settings).await?;
+    let wasm = api.binary(wasm).await?;
+    let prepared = api.state.sandbox.prepare(wasm).await?;
+    let hash = prepared.hash();
+    let outcome = api.run(prepared, input, &caller.principal).await?;
+    receipt::respond(
+        outcome,
+        hash,
+        caller.request_id,
+        accept::form(&parts.headers),
+    )
+}
+
+/// A form has both as fields; any other body is the module, with its input in the query.
+async fn module_and_input(
+    parts: &Parts,
+    body: Body,
+    settings: &Settings,
+) -> Result<(Bytes, Bytes), Problem> {
+    match body::content_type(&parts.headers)? {
+        ContentType::Multipart { boundary } => {
+            let fields = [
+                Field { names: WASM_NAMES, limit: FieldLimit::Payload(settings.wasm_bound()) },
+                Field { names: INPUT_NAMES, limit: FieldLimit::Payload(settings.input_bound()) },
+            ];
+            let [wasm, input] = form::read(body, boundary, &fields).await?;
+            Ok((form::required(wasm, "wasm")?, input.unwrap_or_default()))
+        }
+        ContentType::Other(kind) if is_module(&kind) => {
+            let query = Query::parse(parts.uri.query())?;
+            let input = Bytes::copy_from_slice(query.value("input")?.unwrap_or_default());
+            if input.len() as u64 > settings.input_bytes_max {
+                return Err(settings.input_bound().exceeded().into());
+            }
+            let wasm = body::read(body, settings.wasm_bound()).await?;
+            if wasm.is_empty() {
+                return Err(Failure::bad_request("the body is empty: it must be a module").into());
+            }
+            Ok((wasm, input))
+        }
+        ContentType::Other(_) | ContentType::Missing => Err(Failure::unsupported_media_type(
+            "send multipart/form-data with a field `wasm`, or the module itself as application/wasm, \
+             application/wat or text/wat",
+        )
+        .into()),
+    }
+}
+
+fn is_module(kind: &str) -> bool {
+    matches!(kind, "application/wasm" | "application/wat" | "text/wat")
+}
+
+impl Settings {
+    pub(super) fn wasm_bound(&self) -> Bound {
+        Bound {
+            what: "the module",
+            bytes_max: self.wasm_bytes_max,
+            setting: Some("MAX_WASM_SIZE"),
+        }
+    }
+
+    pub(super) fn input_bound(&self) -> Bound {
+        Bound {
+            what: "the input",
+            bytes_max: self.input_bytes_max,
+            setting: Some("MAX_INPUT_SIZE"),
+        }
+    }
+}
+
+impl Api {
+    /// WebAssembly binary from what a client sent. Translating text is work for a processor, so it
+    /// is done off the runtime, as much at a time as there are processors.
+    pub(super) async fn binary(&self, sent: Bytes) -> Result<Bytes, Problem> {
+        let permit = Arc::clone(&self.translations)
+            .acquire_owned()
+            .await
+            .map_err(|error| Problem::internal(error.to_string()))?;
+        let translation = tokio::task::spawn_blocking(move || {
+            // The permit is of the work: a client that leaves does not end what it caused.
+            let _permit = permit;
+            sandbox::to_binary(sent)
+        });
+        match translation.await {
+            Ok(binary) => Ok(binary?),
+            Err(error) => Err(Problem::internal(error.to_string())),
+        }
+    }
+
+    /// Runs a guest on `input` under the caller's limits.
+    pub(super) async fn run(
+        &self,
+        module: Arc<Prepared>,
+        input: Bytes,
+        principal: &KeyPrincipal,
+    ) -> Result<Outcome, Problem> {
+        let settings = &self.state.settings;
+        let call = Call {
+            args: vec!["main.wasm".to_owned()],
+            env: Vec::new(),
+            stdin: input,
+            stdout: Stdout::Collect,
+            limits: settings
+                .tiers
+                .guest_limits(Some(principal.tier), settings.guest),
+        };
+        Ok(self.state.sandbox.run(module, call).await?)
+    }
+}

@@ -1,0 +1,145 @@
+//! The control plane: the JSON API over users' keys and modules, as an axum router that the gateway
+//! calls in process. A file per resource.
+//!
+//! The gateway has authenticated the request and taken a token from its rate limit before it calls
+//! the router, and says who is calling with a [`Caller`]. Handlers answer with a response or a
+//! `Problem`; [`router`] turns every failure, axum's own included, into a response that carries a
+//! [`Failure`], which the gateway writes out.
+
+mod accept;
+mod body;
+mod caller;
+mod execute;
+mod form;
+mod keys;
+mod modules;
+mod problem;
+mod query;
+mod receipt;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing;
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::auth::{Authenticator, Principal};
+use crate::failure::Failure;
+use crate::limits::Tiers;
+use crate::modules::Registry;
+use crate::sandbox::{GuestLimits, Sandbox};
+use crate::store::Store;
+
+pub use body::BodyError;
+
+/// Settings of the control plane.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Largest module, in bytes as uploaded (text or binary).
+    pub wasm_bytes_max: u64,
+    /// Largest input of an execution.
+    pub input_bytes_max: u64,
+    /// The global limits: ceilings for the Free tier, and the stdout and stderr bounds for all.
+    pub guest: GuestLimits,
+    pub tiers: Tiers,
+}
+
+/// What the handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub struct State {
+    pub settings: Arc<Settings>,
+    pub store: Store,
+    pub auth: Authenticator,
+    pub registry: Registry,
+    pub sandbox: Sandbox,
+}
+
+/// What the gateway knows of a request; an extension of each request to the router.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    pub principal: Principal,
+    pub request_id: String,
+    pub client: Option<IpAddr>,
+}
+
+/// The router's own state: [`State`], and what must be shared between requests of this process.
+struct Api {
+    state: State,
+    /// Held while a key is counted and made, so that concurrent requests can't pass the bound.
+    key_creation: Mutex<()>,
+    /// A permit per module being translated: text takes many times its size meanwhile.
+    translations: Arc<Semaphore>,
+}
+
+/// The router over `/api/…`. A failure is a response that carries a [`crate::failure::Failure`].
+///
+/// A request needs a [`Caller`] as an extension, and its body may fail with a [`BodyError`]. The
+/// one kind of error answer without a [`crate::failure::Failure`] is that of a guest that ran and
+/// failed: its 422 has a JSON body of its own.
+pub fn router(state: State) -> axum::Router {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let api = Arc::new(Api {
+        state,
+        key_creation: Mutex::new(()),
+        translations: Arc::new(Semaphore::new(processors)),
+    });
+    let resources = axum::Router::new()
+        .route("/api/wasm/execute", routing::post(execute::execute))
+        .route("/api/execute", routing::post(execute::execute))
+        .route("/api/wasm/upload", routing::post(modules::upload))
+        .route("/api/wasm/modules", routing::get(modules::list))
+        .route(
+            "/api/wasm/modules/{id}",
+            routing::get(modules::get).delete(modules::delete),
+        )
+        .route(
+            "/api/wasm/modules/{id}/execute",
+            routing::post(modules::execute),
+        )
+        .route(
+            "/api/auth/keys",
+            routing::get(keys::list).post(keys::create),
+        )
+        .route("/api/auth/keys/{id}", routing::delete(keys::revoke))
+        .with_state(api);
+    // As a fallback service, the resources' own 404 and 405 answers pass through `finish` too.
+    axum::Router::new()
+        .fallback_service(resources)
+        .layer(middleware::from_fn(finish))
+}
+
+/// What every answer goes through: axum's bare 404 and 405 become failures, the cause of an
+/// internal failure is logged, and nothing is cached.
+async fn finish(request: Request, next: Next) -> Response {
+    let request_id = request
+        .extensions()
+        .get::<Caller>()
+        .map(|caller| caller.request_id.clone());
+    let mut response = next.run(request).await;
+    if let Some(cause) = response.extensions_mut().remove::<problem::Cause>() {
+        cause.log(request_id.as_deref().unwrap_or_default());
+    }
+    if response.extensions().get::<Failure>().is_none() {
+        if response.status() == StatusCode::NOT_FOUND {
+            response = Failure::not_found("there is nothing at this path").into_response();
+        } else if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+            let allow = response
+                .headers()
+                .get(header::ALLOW)
+                .and_then(|value| value.to_str().ok());
+            response = Failure::method_not_allowed(allow.unwrap_or_default()).into_response();
+        }
+    }
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

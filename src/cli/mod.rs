@@ -1,0 +1,244 @@
+//! The command line: each command parses its arguments, builds what it needs, and says how it went
+//! with its exit code.
+
+pub mod check;
+pub mod exec;
+pub mod keys;
+pub mod modules;
+mod serve;
+mod table;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+
+use crate::auth::Authenticator;
+use crate::config::{self, Config, Loaded};
+use crate::route::{Route, Table};
+use crate::sandbox::{self, Sandbox};
+use crate::store::Store;
+use crate::tls;
+
+const ABOUT: &str = "An HTTPS gateway that runs WebAssembly inline";
+
+const LONG_ABOUT: &str = "\
+Wasm Wizard terminates TLS, authenticates API keys, enforces limits, proxies routes to upstreams and
+runs WebAssembly modules in its own sandbox, one fresh guest per request.
+
+Without a configuration file it starts on built-in defaults: HTTPS on 8443, an SQLite file under
+data/, a development certificate under certs/. The first start prints an admin's API key.";
+
+const EXAMPLES: &str = "\
+Examples:
+  wasm-wizard                                     start on the defaults
+  wasm-wizard serve --config wasm-wizard.yaml     start with a configuration file
+  wasm-wizard check --config wasm-wizard.yaml     find every problem in it, without starting
+  wasm-wizard exec hello.wasm --input 'text'      run a module here, in the same sandbox
+  wasm-wizard keys create --user me@example.com   make an API key
+
+Every key and environment variable is described in docs/CONFIGURATION.md.";
+
+#[derive(Parser)]
+#[command(name = "wasm-wizard", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES)]
+struct Cli {
+    /// YAML configuration file; without it the built-in defaults apply.
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The same as the command `migrate`.
+    #[arg(long, hide = true)]
+    migrate: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the gateway (the default).
+    Serve,
+    /// Validate the configuration, its certificates and its modules, without binding ports.
+    Check(check::Args),
+    /// Bring the database's schema to the newest version.
+    Migrate,
+    /// Run a module in the sandbox, without a server.
+    Exec(exec::Args),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Add, list and delete stored modules.
+    #[command(subcommand)]
+    Modules(modules::Command),
+    /// Compile one module from standard input; started by the gateway itself.
+    #[command(hide = true)]
+    CompileWorker,
+}
+
+/// Runs the program. Bad usage exits with 2, a failure with 1.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // The worker handles untrusted bytes: it does nothing else first, not even parse.
+    if args.len() == 2 && args[1] == "compile-worker" {
+        return exit_code(sandbox::compile_worker());
+    }
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors to clap; printing can only fail on a closed pipe.
+            let _ = error.print();
+            return exit_code(error.exit_code());
+        }
+    };
+    match run(cli) {
+        Ok(code) => exit_code(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<i32> {
+    tls::install_crypto_provider();
+    let command = match cli.command {
+        None if cli.migrate => Command::Migrate,
+        None => Command::Serve,
+        Some(command) => command,
+    };
+    let file = cli.config.as_deref();
+    match command {
+        Command::Serve => serve::run(load(file)?),
+        Command::Check(args) => check_configuration(args, cli.config),
+        Command::Migrate => migrate(&load(file)?),
+        Command::Exec(args) => exec::run(&args, &load(file)?),
+        Command::Keys(command) => with_store(&load(file)?, async |store, auth, _| {
+            keys::run(command, store, auth, &mut std::io::stdout().lock()).await
+        }),
+        Command::Modules(command) => with_store(&load(file)?, async |store, _, sandbox| {
+            modules::run(command, store, sandbox, &mut std::io::stdout().lock()).await
+        }),
+        Command::CompileWorker => {
+            bail!("compile-worker takes no arguments; the gateway starts it itself")
+        }
+    }
+}
+
+fn check_configuration(mut args: check::Args, file: Option<PathBuf>) -> anyhow::Result<i32> {
+    args.config = file;
+    let probes = check::Probes {
+        module: &check_module,
+        table: &check_table,
+        now: std::time::SystemTime::now(),
+    };
+    let code = check::run(
+        &args,
+        &config::process_variables(),
+        &probes,
+        &mut std::io::stdout().lock(),
+    );
+    Ok(i32::from(code))
+}
+
+/// What the sandbox says of a route's module, which may be text.
+fn check_module(bytes: &[u8], settings: &sandbox::Settings) -> Result<(), String> {
+    let wasm =
+        sandbox::to_binary(bytes::Bytes::copy_from_slice(bytes)).map_err(|e| e.to_string())?;
+    sandbox::check(&wasm, settings).map_err(|e| e.to_string())
+}
+
+/// What the table says of the routes: an error each that is wrong, or which can never match.
+fn check_table(routes: &[Route]) -> Result<Vec<check::RouteFinding>, Vec<check::RouteFinding>> {
+    let name = |index: usize| {
+        routes
+            .get(index)
+            .map(|r| r.name.clone())
+            .unwrap_or_default()
+    };
+    match Table::build(routes.to_vec()) {
+        Ok(table) => {
+            let findings = table.unreachable().into_iter();
+            Ok(findings
+                .map(|u| check::RouteFinding {
+                    route: u.name.clone(),
+                    message: u.to_string(),
+                })
+                .collect())
+        }
+        Err(errors) => Err(errors
+            .iter()
+            .map(|e| check::RouteFinding {
+                route: name(e.index()),
+                message: e.to_string(),
+            })
+            .collect()),
+    }
+}
+
+/// The configuration; every problem is printed before this fails.
+fn load(file: Option<&std::path::Path>) -> anyhow::Result<Config> {
+    match Config::load(file, &config::process_variables()) {
+        Ok(Loaded {
+            config, warnings, ..
+        }) => {
+            for warning in &warnings {
+                eprintln!("warning: {warning}");
+            }
+            Ok(config)
+        }
+        Err(problems) => {
+            eprint!("{problems}");
+            bail!("the configuration is not valid; nothing was started");
+        }
+    }
+}
+
+fn migrate(config: &Config) -> anyhow::Result<i32> {
+    runtime()?.block_on(async {
+        let store = Store::connect(&config.store)
+            .await
+            .context("opening the database")?;
+        let done = store.migrate().await.context("migrating the database")?;
+        let applied = done.applied.len();
+        writeln!(
+            std::io::stdout(),
+            "schema version {}, {applied} migration(s) applied",
+            done.version
+        )?;
+        store.close().await;
+        Ok(0)
+    })
+}
+
+/// Opens the database for a command, on a schema that is up to date.
+fn with_store(
+    config: &Config,
+    work: impl AsyncFnOnce(&Store, &Authenticator, &Sandbox) -> anyhow::Result<()>,
+) -> anyhow::Result<i32> {
+    let salt = config::salt_at_start(config).context("reading the API key salt")?;
+    runtime()?.block_on(async {
+        let store = Store::connect(&config.store)
+            .await
+            .context("opening the database")?;
+        serve::bring_up_to_date(config, &store).await?;
+        let auth = Authenticator::new(config.auth.settings(salt), store.clone());
+        let sandbox = Sandbox::start(config.sandbox.clone()).context("starting the sandbox")?;
+        work(&store, &auth, &sandbox).await?;
+        store.close().await;
+        Ok(0)
+    })
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

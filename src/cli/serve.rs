@@ -1,0 +1,67 @@
+//! `serve`: from the configuration to a running gateway.
+
+use anyhow::Context;
+
+use crate::auth;
+use crate::config::{self, Config, Environment};
+use crate::server::Server;
+use crate::store::Store;
+use crate::telemetry::logging;
+
+pub(super) fn run(config: Config) -> anyhow::Result<i32> {
+    let log = logging::init(&config.logging).context("starting the log")?;
+    let salt = config::salt_at_start(&config).context("reading the API key salt")?;
+    let control = super::runtime()?;
+    let result = control.block_on(async {
+        let store = Store::connect(&config.store)
+            .await
+            .context("opening the database")?;
+        bring_up_to_date(&config, &store).await?;
+        let auth = auth::Authenticator::new(config.auth.settings(salt), store.clone());
+        let first_admin = config.environment == Environment::Development;
+        let server = Server::prepare(config, store.clone(), auth.clone()).await?;
+        // Last, so that a key is only made, and shown, by a start that succeeds.
+        if first_admin
+            && let Some(key) = auth::first_admin(&store, &auth)
+                .await
+                .context("making the first user")?
+        {
+            announce(&key);
+        }
+        server.run().await
+    });
+    // Whatever went wrong is said before the log's writer stops.
+    if let Err(error) = &result {
+        tracing::error!(error = format!("{error:#}"), "the gateway could not run");
+    }
+    drop(log);
+    control.shutdown_timeout(std::time::Duration::from_secs(1));
+    result.map(|()| 0)
+}
+
+/// In development the schema is migrated at start; elsewhere that is a step of its own, so that a
+/// rollout decides when it happens.
+pub(super) async fn bring_up_to_date(config: &Config, store: &Store) -> anyhow::Result<()> {
+    let pending = store
+        .pending()
+        .await
+        .context("reading the database's schema version")?;
+    if pending.is_empty() {
+        return Ok(());
+    }
+    if config.environment == Environment::Development {
+        store.migrate().await.context("migrating the database")?;
+        return Ok(());
+    }
+    anyhow::bail!(
+        "the database lacks {} migration(s); run `wasm-wizard migrate` first",
+        pending.len()
+    )
+}
+
+/// The secret goes to standard output only: never through the log.
+fn announce(key: &str) {
+    println!(
+        "\nFirst start: an admin user was made. This is its API key, shown only now:\n\n  {key}\n"
+    );
+}

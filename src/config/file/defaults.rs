@@ -1,0 +1,202 @@
+//! What an absent key means.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::*;
+
+impl Default for File {
+    fn default() -> File {
+        File {
+            environment: Environment::Development,
+            server: Server::default(),
+            database: Database::default(),
+            auth: Auth::default(),
+            sandbox: Sandbox::default(),
+            tiers: Tiers::default(),
+            limits: RateLimits::default(),
+            metrics: Metrics::default(),
+            logging: Logging::default(),
+            headers: Headers::default(),
+            routes: Vec::new(),
+        }
+    }
+}
+
+fn address(ip: Ipv4Addr, port: u16) -> Option<Address> {
+    Some(Address(SocketAddr::from((ip, port))))
+}
+
+impl Default for Server {
+    fn default() -> Server {
+        Server {
+            https: vec![Https {
+                address: address(Ipv4Addr::UNSPECIFIED, 8443),
+                certificates: vec![Certificate {
+                    cert: Some("certs/development.crt".to_string()),
+                    key: Some("certs/development.key".to_string()),
+                    development: true,
+                }],
+            }],
+            http: vec![Http {
+                address: address(Ipv4Addr::UNSPECIFIED, 8080),
+                serve: Serve::Redirect,
+            }],
+            admin: Some(Admin {
+                address: address(Ipv4Addr::LOCALHOST, 9091),
+            }),
+            threads: Threads::AUTO,
+            shutdown_grace: Period::secs(30),
+            connections_max: 10_000,
+            trusted_proxies: Vec::new(),
+            timeouts: Timeouts::default(),
+            bounds: Bounds::default(),
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            tls_handshake: Period::secs(10),
+            request_head: Period::secs(10),
+            request_body: Period::secs(60),
+            write: Period::secs(30),
+            keepalive: Period::secs(60),
+        }
+    }
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds {
+            head_size_max: Size::kib(32),
+            headers_max: 100,
+            uri_size_max: Size::kib(8),
+            h2_streams_max: 100,
+            body_size_max: Size::mib(10),
+        }
+    }
+}
+
+impl Default for Database {
+    fn default() -> Database {
+        Database {
+            url: Secret::new("sqlite://data/wasm-wizard.db"),
+            connections_max: 8,
+            acquire_timeout: Period::secs(3),
+        }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Auth {
+        Auth {
+            salt: None,
+            key_cache_ttl: Period::secs(60),
+            negative_ttl: Period::secs(10),
+            outage_grace: Period::secs(600),
+            key_cache_max: 100_000,
+        }
+    }
+}
+
+impl Default for Sandbox {
+    fn default() -> Sandbox {
+        Sandbox {
+            wasm_size_max: Size::mib(10),
+            input_size_max: Size::mib(1),
+            execution_timeout: Period::secs(5),
+            memory_max: Size::mib(128),
+            stdout_max: Size::mib(8),
+            stderr_max: Size::kib(64),
+            stack_size: Size::mib(1),
+            table_elements_max: 100_000,
+            guests_max: 128,
+            queue_max: 1_024,
+            queue_timeout: Period::secs(2),
+            cache_max: Size::mib(256),
+            compile: Compile::default(),
+        }
+    }
+}
+
+impl Default for Compile {
+    fn default() -> Compile {
+        Compile {
+            workers_max: 2,
+            queue_max: 64,
+            timeout: Period::secs(30),
+            memory_max: Size::gib(2),
+        }
+    }
+}
+
+impl Default for Tiers {
+    fn default() -> Tiers {
+        let tier = |per_minute, per_day, memory_max, seconds| Tier {
+            per_minute,
+            per_day,
+            memory_max,
+            execution_timeout: Period::secs(seconds),
+        };
+        Tiers {
+            free: tier(Requests::of(10), Requests::of(500), Size::mib(128), 5),
+            basic: tier(Requests::of(100), Requests::of(10_000), Size::mib(256), 10),
+            pro: tier(Requests::of(500), Requests::of(50_000), Size::mib(512), 30),
+            enterprise: tier(Requests::UNLIMITED, Requests::UNLIMITED, Size::gib(1), 60),
+        }
+    }
+}
+
+impl Default for RateLimits {
+    fn default() -> RateLimits {
+        RateLimits {
+            subjects_max: 100_000,
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics {
+            enabled: true,
+            path: "/metrics".to_string(),
+            public: false,
+        }
+    }
+}
+
+impl Default for Logging {
+    fn default() -> Logging {
+        Logging {
+            level: "info".to_string(),
+            format: Format::Auto,
+            access: true,
+        }
+    }
+}
+
+impl Default for Headers {
+    fn default() -> Headers {
+        let set = [
+            (
+                "Content-Security-Policy",
+                "default-src 'self'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+            ),
+            ("X-Content-Type-Options", "nosniff"),
+            ("X-Frame-Options", "DENY"),
+            ("Referrer-Policy", "no-referrer"),
+            (
+                "Permissions-Policy",
+                "camera=(), geolocation=(), microphone=()",
+            ),
+        ];
+        Headers {
+            strict_transport_security: Some("max-age=31536000".to_string()),
+            set: BTreeMap::from(
+                set.map(|(name, value)| (name.to_string(), Some(value.to_string()))),
+            ),
+        }
+    }
+}

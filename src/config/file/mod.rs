@@ -1,0 +1,356 @@
+//! The YAML file, key for key. Its `Default` is what an absent key means, and is what
+//! `conf/wasm-wizard.yaml` says.
+//!
+//! These types hold what was written; [`super::validate`] turns them into settings.
+
+mod defaults;
+mod route;
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Environment;
+use super::values::{Address, Period, Requests, Secret, Size, Threads};
+use crate::telemetry::logging::Format;
+
+pub use route::{
+    Execute, HeaderChanges, Method, Proxy, Redirect, Respond, Route, RouteAuth, RouteHeaders,
+    RouteMatch,
+};
+
+/// The content type of an answer that names none.
+pub const TEXT: &str = "text/plain; charset=utf-8";
+
+/// Configuration of Wasm Wizard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct File {
+    /// What is allowed: production refuses development certificates, weak salts and SQLite.
+    pub environment: Environment,
+    /// Listeners, their bounds and their timeouts.
+    pub server: Server,
+    /// Where users, keys and modules are stored.
+    pub database: Database,
+    /// API keys.
+    pub auth: Auth,
+    /// The global limits of guests, and the sandbox they run in.
+    pub sandbox: Sandbox,
+    /// What each tier gives.
+    pub tiers: Tiers,
+    /// Rate limiting.
+    pub limits: RateLimits,
+    /// The Prometheus page.
+    pub metrics: Metrics,
+    /// The log.
+    pub logging: Logging,
+    /// Headers of every response.
+    pub headers: Headers,
+    /// What is served besides the API. Without this key there are no routes.
+    pub routes: Vec<Route>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// TLS listeners: HTTP/1.1 and HTTP/2.
+    pub https: Vec<Https>,
+    /// Plain HTTP/1.1 listeners.
+    pub http: Vec<Http>,
+    /// Metrics and health for operators; null for none.
+    pub admin: Option<Admin>,
+    /// Threads that serve connections.
+    pub threads: Threads,
+    /// Longest wait for running requests at shutdown.
+    pub shutdown_grace: Period,
+    /// Open connections over all public listeners.
+    pub connections_max: u32,
+    /// Networks whose X-Forwarded-For and X-Request-Id are believed, in CIDR notation.
+    pub trusted_proxies: Vec<String>,
+    pub timeouts: Timeouts,
+    pub bounds: Bounds,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Https {
+    /// IP address and port.
+    #[schemars(required)]
+    pub address: Option<Address>,
+    /// At least one; the client's SNI chooses.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub certificates: Vec<Certificate>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// PEM file with the certificate chain, the server's own first.
+    #[schemars(required)]
+    pub cert: Option<String>,
+    /// PEM file with the private key.
+    #[schemars(required)]
+    pub key: Option<String>,
+    /// Made at start when the files are missing; refused in production.
+    #[serde(default)]
+    pub development: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// IP address and port.
+    #[schemars(required)]
+    pub address: Option<Address>,
+    #[serde(default)]
+    pub serve: Serve,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Serve {
+    /// Redirects to HTTPS (308), except health and ACME paths.
+    #[default]
+    Redirect,
+    /// Serves the routes without TLS: for trusted networks and behind another proxy.
+    Routes,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// IP address and port; keep it on a private network.
+    #[schemars(required)]
+    pub address: Option<Address>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// A whole TLS handshake.
+    pub tls_handshake: Period,
+    /// A whole request head.
+    pub request_head: Period,
+    /// A whole request body.
+    pub request_body: Period,
+    /// Longest stall while sending a response.
+    pub write: Period,
+    /// An idle connection between requests.
+    pub keepalive: Period,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bounds {
+    /// Request line and header fields together.
+    pub head_size_max: Size,
+    /// Header fields of a request.
+    pub headers_max: u32,
+    /// Path and query of a request.
+    pub uri_size_max: Size,
+    /// Requests at the same time on one HTTP/2 connection.
+    pub h2_streams_max: u32,
+    /// Request body of a route that has no limit of its own.
+    pub body_size_max: Size,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    /// `sqlite://PATH`, or `postgres://user@host/name`. Better: DATABASE_URL or DATABASE_URL_FILE.
+    #[serde(serialize_with = "super::secret::serialize_url")]
+    pub url: Secret,
+    /// Connections in the pool.
+    pub connections_max: u32,
+    /// Longest wait for a connection.
+    pub acquire_timeout: Period,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// Secret under which API keys are hashed. Better: API_SALT or API_SALT_FILE.
+    pub salt: Option<Secret>,
+    /// How long a key's record is used without asking the database again.
+    pub key_cache_ttl: Period,
+    /// How long an unknown key is refused without asking the database again.
+    pub negative_ttl: Period,
+    /// How much longer a key's record is used while the database does not answer.
+    pub outage_grace: Period,
+    /// Keys kept in memory.
+    pub key_cache_max: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sandbox {
+    /// Largest module.
+    pub wasm_size_max: Size,
+    /// Largest input of an execution through the API.
+    pub input_size_max: Size,
+    /// Wall-clock time of a guest: the ceiling for anonymous callers and the Free tier.
+    pub execution_timeout: Period,
+    /// Linear memory of a guest: the ceiling for anonymous callers and the Free tier.
+    pub memory_max: Size,
+    /// Standard output of a guest, for all callers.
+    pub stdout_max: Size,
+    /// Standard error kept of a guest, for all callers.
+    pub stderr_max: Size,
+    /// Native stack of a guest.
+    pub stack_size: Size,
+    /// Elements of a guest's table.
+    pub table_elements_max: u32,
+    /// Guests that run at the same time.
+    pub guests_max: u32,
+    /// Guests that may wait for a slot.
+    pub queue_max: u32,
+    /// Longest wait for a slot.
+    pub queue_timeout: Period,
+    /// Compiled code kept in memory.
+    pub cache_max: Size,
+    /// Bounds of the child processes that compile modules.
+    pub compile: Compile,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Compile {
+    /// Compiles at the same time.
+    pub workers_max: u32,
+    /// Compiles that may wait.
+    pub queue_max: u32,
+    /// Wall-clock time of one compile.
+    pub timeout: Period,
+    /// Address space of one compile.
+    pub memory_max: Size,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tiers {
+    #[serde(deserialize_with = "tier::free")]
+    #[schemars(with = "tier::Written")]
+    pub free: Tier,
+    #[serde(deserialize_with = "tier::basic")]
+    #[schemars(with = "tier::Written")]
+    pub basic: Tier,
+    #[serde(deserialize_with = "tier::pro")]
+    #[schemars(with = "tier::Written")]
+    pub pro: Tier,
+    #[serde(deserialize_with = "tier::enterprise")]
+    #[schemars(with = "tier::Written")]
+    pub enterprise: Tier,
+}
+
+/// A tier, its defaults put in.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tier {
+    pub per_minute: Requests,
+    pub per_day: Requests,
+    pub memory_max: Size,
+    pub execution_timeout: Period,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimits {
+    /// Keys and addresses whose use is remembered.
+    pub subjects_max: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Whether there is a page at all.
+    pub enabled: bool,
+    /// Its path.
+    pub path: String,
+    /// Whether the public listeners have it too.
+    pub public: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Logging {
+    /// `info`, `debug`, or per module: `info,wasm_wizard::gateway=debug`.
+    pub level: String,
+    /// `auto` is pretty on a terminal, else JSON.
+    pub format: Format,
+    /// One line per request.
+    pub access: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Headers {
+    /// `Strict-Transport-Security` of HTTPS responses; null sends none.
+    pub strict_transport_security: Option<String>,
+    /// Sent with every response. A default not named here stays; null removes it.
+    #[serde(deserialize_with = "merged_headers")]
+    pub set: BTreeMap<String, Option<String>>,
+}
+
+/// The defaults, changed by what was written. Names are compared without case.
+fn merged_headers<'de, D>(deserializer: D) -> Result<BTreeMap<String, Option<String>>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let written = BTreeMap::<String, Option<String>>::deserialize(deserializer)?;
+    let mut merged = Headers::default().set;
+    merged.retain(|name, _| !written.keys().any(|other| other.eq_ignore_ascii_case(name)));
+    merged.extend(written);
+    Ok(merged)
+}
+
+/// Reads a tier over its own defaults.
+mod tier {
+    use super::{Deserialize, JsonSchema, Period, Requests, Size, Tier, Tiers};
+
+    /// A key that is absent keeps the tier's own default.
+    #[derive(Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    #[schemars(rename = "Tier")]
+    pub struct Written {
+        /// Requests per minute.
+        per_minute: Option<Requests>,
+        /// Requests per day.
+        per_day: Option<Requests>,
+        /// Linear memory of a guest.
+        memory_max: Option<Size>,
+        /// Wall-clock time of a guest.
+        execution_timeout: Option<Period>,
+    }
+
+    fn over<'de, D: serde::Deserializer<'de>>(
+        default: Tier,
+        deserializer: D,
+    ) -> Result<Tier, D::Error> {
+        let written = Written::deserialize(deserializer)?;
+        Ok(Tier {
+            per_minute: written.per_minute.unwrap_or(default.per_minute),
+            per_day: written.per_day.unwrap_or(default.per_day),
+            memory_max: written.memory_max.unwrap_or(default.memory_max),
+            execution_timeout: written
+                .execution_timeout
+                .unwrap_or(default.execution_timeout),
+        })
+    }
+
+    pub fn free<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Tier, D::Error> {
+        over(Tiers::default().free, deserializer)
+    }
+
+    pub fn basic<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Tier, D::Error> {
+        over(Tiers::default().basic, deserializer)
+    }
+
+    pub fn pro<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Tier, D::Error> {
+        over(Tiers::default().pro, deserializer)
+    }
+
+    pub fn enterprise<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Tier, D::Error> {
+        over(Tiers::default().enterprise, deserializer)
+    }
+}

@@ -1,0 +1,239 @@
+//! Variables over the file.
+
+use std::time::Duration;
+
+use super::super::{Environment, VARIABLES};
+use super::{load_with, problems_with, warnings_with};
+use crate::gateway::Listener;
+
+const SALT: &str = "2f8a61c09d3be4475a1c6e0b97d2483f";
+
+#[test]
+fn variables_override_the_file() {
+    let yaml =
+        "sandbox: { wasm_size_max: 1MiB, execution_timeout: 1s }\nlogging: { level: warn }\n";
+    let loaded = load_with(
+        yaml,
+        &[
+            ("ENVIRONMENT", "staging"),
+            ("API_SALT", SALT),
+            ("DATABASE_URL", "postgres://ww:pw@db/ww"),
+            ("MAX_WASM_SIZE", "20MiB"),
+            ("MAX_INPUT_SIZE", "2097152"),
+            ("EXECUTION_TIMEOUT", "7"),
+            ("MEMORY_LIMIT", "256MiB"),
+            ("LOG_LEVEL", "DEBUG"),
+            ("PROMETHEUS_ENABLED", "false"),
+            ("METRICS_ENDPOINT", "/prometheus"),
+            ("SERVER_HOST", "127.0.0.1"),
+            ("SERVER_PORT", "9443"),
+            ("TLS_CERT_PATH", "/tls/a.crt"),
+            ("TLS_KEY_PATH", "/tls/a.key"),
+            ("FREE_TIER_RATE_MINUTE", "3"),
+            ("FREE_TIER_RATE_DAY", "unlimited"),
+            ("ENTERPRISE_TIER_RATE_DAY", "9"),
+        ],
+    )
+    .unwrap();
+    let config = loaded.config;
+    assert_eq!(config.environment, Environment::Staging);
+    assert_eq!(config.store.url, "postgres://ww:pw@db/ww");
+    assert_eq!(config.sandbox.wasm_bytes_max, 20 << 20);
+    assert_eq!(config.api.input_bytes_max, 2 << 20);
+    assert_eq!(config.gateway.guest.deadline, Duration::from_secs(7));
+    assert_eq!(config.gateway.guest.memory_bytes_max, 256 << 20);
+    assert_eq!(config.logging.level, "debug");
+    assert!(!config.metrics.enabled);
+    assert_eq!(config.metrics.path, "/prometheus");
+    assert_eq!(config.limits.tiers.free.rate.per_minute, Some(3));
+    assert_eq!(config.limits.tiers.free.rate.per_day, None);
+    assert_eq!(config.limits.tiers.enterprise.rate.per_day, Some(9));
+    let Listener::Https {
+        address,
+        certificates,
+    } = &config.server.listeners[0]
+    else {
+        panic!("HTTPS comes first")
+    };
+    assert_eq!(address.to_string(), "127.0.0.1:9443");
+    assert_eq!(certificates[0].cert.to_str(), Some("/tls/a.crt"));
+    assert!(!certificates[0].development);
+    let Listener::HttpRedirect { https_port, .. } = config.server.listeners[1] else {
+        panic!("then the redirect")
+    };
+    assert_eq!(https_port, 9443);
+}
+
+#[test]
+fn the_global_limits_are_ceilings_for_the_free_tier_alone() {
+    let config = load_with(
+        "",
+        &[("MEMORY_LIMIT", "64MiB"), ("EXECUTION_TIMEOUT", "100ms")],
+    )
+    .unwrap()
+    .config;
+    let tiers = config.limits.tiers;
+    assert_eq!(
+        (tiers.free.memory_bytes_max, tiers.free.deadline),
+        (64 << 20, Duration::from_millis(100))
+    );
+    assert_eq!(
+        (tiers.basic.memory_bytes_max, tiers.basic.deadline),
+        (256 << 20, Duration::from_secs(10))
+    );
+    let config = load_with("", &[("MEMORY_LIMIT", "2GiB"), ("EXECUTION_TIMEOUT", "60")])
+        .unwrap()
+        .config;
+    assert_eq!(
+        config.limits.tiers.free.memory_bytes_max,
+        128 << 20,
+        "the row of the tier still holds"
+    );
+    assert_eq!(config.api.guest.memory_bytes_max, 2 << 30);
+}
+
+#[test]
+fn an_empty_variable_is_unset() {
+    let empty: Vec<_> = VARIABLES
+        .iter()
+        .map(|variable| (variable.name, ""))
+        .collect();
+    assert!(load_with("", &empty).unwrap().config == load_with("", &[]).unwrap().config);
+}
+
+#[test]
+fn every_variable_is_read_and_refused_by_name() {
+    for variable in VARIABLES {
+        if matches!(
+            variable.name,
+            "METRICS_ENDPOINT" | "LOG_LEVEL" | "API_SALT" | "DATABASE_URL" | "JWT_SECRET"
+        ) {
+            continue;
+        }
+        let problems = problems_with("", &[(variable.name, "\u{1b}[31m no\n")]);
+        assert!(
+            problems
+                .iter()
+                .any(|problem| problem.starts_with(variable.name)),
+            "{}: {problems:?}",
+            variable.name
+        );
+        assert!(!problems.concat().contains('\u{1b}'), "{problems:?}");
+    }
+}
+
+#[test]
+fn problems_with_a_value_name_the_variable_it_came_from() {
+    let problems = problems_with(
+        "sandbox:\n  memory_max: 64MiB\n",
+        &[
+            ("MEMORY_LIMIT", "128"),
+            ("METRICS_ENDPOINT", "metrics"),
+            ("LOG_LEVEL", "verbose"),
+            ("API_SALT", "short-and-secret"),
+            ("DATABASE_URL", "mysql://root:hunter2@db/x"),
+            ("FREE_TIER_RATE_DAY", "0"),
+            ("SERVER_PORT", "8080"),
+        ],
+    );
+    let text = problems.join("\n");
+    for start in [
+        "MEMORY_LIMIT: must be between 64KiB and 4GiB, not 128 — a bare number is bytes",
+        "METRICS_ENDPOINT: is not a path",
+        "LOG_LEVEL: 'verbose' is not a level",
+        "API_SALT: must have at least 32 characters, not 16",
+        "DATABASE_URL: has an unknown scheme",
+        "FREE_TIER_RATE_DAY: must be between 1 and",
+    ] {
+        assert!(
+            problems.iter().any(|problem| problem.starts_with(start)),
+            "{start}\n{text}"
+        );
+    }
+    assert!(
+        !text.contains("hunter2") && !text.contains("short-and-secret"),
+        "{text}"
+    );
+}
+
+#[test]
+fn certificate_and_key_come_together() {
+    assert_eq!(
+        problems_with("", &[("TLS_CERT_PATH", "a.crt")]),
+        ["TLS_CERT_PATH: is set, but not TLS_KEY_PATH — set both or neither"]
+    );
+    assert_eq!(
+        problems_with("", &[("TLS_KEY_PATH", "a.key")]),
+        ["TLS_KEY_PATH: is set, but not TLS_CERT_PATH — set both or neither"]
+    );
+    let plain = "server: { https: [], http: [{ address: 127.0.0.1:8080, serve: routes }] }";
+    let problems = problems_with(
+        plain,
+        &[
+            ("SERVER_PORT", "1"),
+            ("TLS_CERT_PATH", "a"),
+            ("TLS_KEY_PATH", "b"),
+        ],
+    );
+    assert_eq!(problems.len(), 3, "{problems:?}");
+}
+
+#[test]
+fn secrets_are_read_from_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_string();
+    let write = |name: &str, text: &[u8]| {
+        std::fs::write(directory.path().join(name), text).unwrap();
+        path(name)
+    };
+    let url = write("url", b"postgres://ww:pw@db/ww\r\n");
+    let salt = write("salt", format!("{SALT}\n").as_bytes());
+    let config = load_with("", &[("DATABASE_URL_FILE", &url), ("API_SALT_FILE", &salt)])
+        .unwrap()
+        .config;
+    assert_eq!(config.store.url, "postgres://ww:pw@db/ww");
+    let given = load_with("", &[("API_SALT", SALT)]).unwrap().config;
+    assert!(
+        config.auth.salt == given.auth.salt,
+        "the newline at the end is not part of the salt"
+    );
+
+    let one = |pairs: &[(&str, &str)]| problems_with("", pairs).join("\n");
+    assert!(one(&[("API_SALT_FILE", &path("none"))]).starts_with("API_SALT_FILE: '"));
+    assert!(one(&[("API_SALT_FILE", &write("empty", b"\n"))]).contains("is empty"));
+    assert!(one(&[("API_SALT_FILE", &write("binary", &[0xff; 40]))]).contains("is not UTF-8"));
+    assert!(
+        one(&[("API_SALT_FILE", &write("huge", &[b'x'; 70_000]))])
+            .contains("has more than 65536 bytes")
+    );
+    assert!(
+        one(&[("API_SALT_FILE", directory.path().to_str().unwrap())]).contains("can't be read")
+    );
+    let both = one(&[("API_SALT", SALT), ("API_SALT_FILE", &salt)]);
+    assert_eq!(
+        both,
+        "API_SALT_FILE: is set, and so is API_SALT — unset one of them"
+    );
+    let short = write("short", b"hunter2");
+    let problem = one(&[("API_SALT_FILE", &short)]);
+    assert!(
+        problem.starts_with("API_SALT_FILE: must have at least 32") && !problem.contains("hunter2"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn what_this_version_lacks_is_said() {
+    let problem = problems_with("", &[("REDIS_URL", "redis://:hunter2@cache")]).join("\n");
+    assert!(
+        problem.starts_with("REDIS_URL: ") && problem.contains("unset it"),
+        "{problem}"
+    );
+    assert!(!problem.contains("hunter2"));
+    assert!(problems_with("", &[("REDIS_URL_FILE", "/none")])[0].starts_with("REDIS_URL_FILE: "));
+    let warnings = warnings_with("", &[("JWT_SECRET", "hunter2")]);
+    assert_eq!(
+        warnings,
+        ["JWT_SECRET: is not used: this version issues no access tokens"]
+    );
+}

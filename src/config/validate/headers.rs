@@ -1,0 +1,215 @@
+//! Headers that are set and removed.
+
+use std::collections::{BTreeMap, HashSet};
+
+use http::{HeaderName, HeaderValue};
+
+use crate::config::context::Context;
+use crate::config::file::{HeaderChanges, Headers, RouteHeaders};
+use crate::config::problem::{Path, shown};
+use crate::route::HeaderEdits;
+
+/// A list this long is a mistake, and every one costs each response.
+const HEADERS_MAX: usize = 64;
+
+/// Headers of one connection or of the message's framing (RFC 9110 section 7.6.1, RFC 9112
+/// section 6), which the gateway sets itself.
+const FRAMING: [&str; 10] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+    "x-request-id",
+];
+
+/// Which way a message goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Request,
+    Response,
+}
+
+/// The headers of every response.
+pub fn global(headers: &Headers, cx: &mut Context) -> Option<HeaderEdits> {
+    let at = Path::from("headers.set");
+    let set: BTreeMap<&str, &str> = headers
+        .set
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)))
+        .collect();
+    // A default that is switched off must still be a header's name.
+    for name in headers
+        .set
+        .iter()
+        .filter(|(_, value)| value.is_none())
+        .map(|(name, _)| name)
+    {
+        self::name(name, &at.key(name), Direction::Response, cx);
+    }
+    for name in set
+        .keys()
+        .filter(|name| name.eq_ignore_ascii_case("strict-transport-security"))
+    {
+        cx.problem(
+            &at.key(name),
+            "would also be sent without TLS",
+            "use headers.strict_transport_security",
+        );
+    }
+    Some(HeaderEdits {
+        response_set: pairs(set, &at, Direction::Response, cx)?,
+        ..HeaderEdits::default()
+    })
+}
+
+/// `Strict-Transport-Security` (RFC 6797 section 6.1).
+pub fn hsts(headers: &Headers, cx: &mut Context) -> Option<Option<HeaderValue>> {
+    let Some(text) = headers.strict_transport_security.as_deref() else {
+        return Some(None);
+    };
+    let path = Path::from("headers.strict_transport_security");
+    let seconds = text
+        .split(';')
+        .find_map(|part| part.trim().strip_prefix("max-age="));
+    match HeaderValue::from_str(text) {
+        Ok(value)
+            if seconds.is_some_and(|seconds| seconds.trim_matches('"').parse::<u64>().is_ok()) =>
+        {
+            Some(Some(value))
+        }
+        Ok(_) | Err(_) => {
+            cx.problem(
+                &path,
+                "must have max-age in seconds",
+                "use 'max-age=31536000', or null to send none",
+            );
+            None
+        }
+    }
+}
+
+/// A route's changes.
+pub fn route(headers: &RouteHeaders, at: &Path, cx: &mut Context) -> Option<HeaderEdits> {
+    let request = changes(&headers.request, &at.key("request"), Direction::Request, cx);
+    let response = changes(
+        &headers.response,
+        &at.key("response"),
+        Direction::Response,
+        cx,
+    );
+    let ((request_set, request_remove), (response_set, response_remove)) = (request?, response?);
+    Some(HeaderEdits {
+        request_set,
+        request_remove,
+        response_set,
+        response_remove,
+    })
+}
+
+type Changes = (Vec<(HeaderName, HeaderValue)>, Vec<HeaderName>);
+
+fn changes(
+    changes: &HeaderChanges,
+    at: &Path,
+    direction: Direction,
+    cx: &mut Context,
+) -> Option<Changes> {
+    let set = changes
+        .set
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let set = pairs(set, &at.key("set"), direction, cx);
+    let mut removed = Vec::new();
+    for (index, text) in changes.remove.iter().enumerate() {
+        removed.extend(name(text, &at.key("remove").index(index), direction, cx));
+    }
+    if removed.len() > HEADERS_MAX {
+        cx.problem(
+            &at.key("remove"),
+            format_args!("has more than {HEADERS_MAX} headers"),
+            "",
+        );
+    }
+    let set = set?;
+    (removed.len() == changes.remove.len()).then_some((set, removed))
+}
+
+fn pairs(
+    set: BTreeMap<&str, &str>,
+    at: &Path,
+    direction: Direction,
+    cx: &mut Context,
+) -> Option<Vec<(HeaderName, HeaderValue)>> {
+    let wanted = set.len();
+    let mut seen = HashSet::new();
+    let mut parsed = Vec::with_capacity(wanted);
+    for (text, value_text) in set {
+        let path = at.key(text);
+        let name = name(text, &path, direction, cx);
+        let value = value(value_text, &path, cx);
+        if let (Some(name), Some(value)) = (name, value) {
+            if seen.insert(name.clone()) {
+                parsed.push((name, value));
+            } else {
+                cx.problem(
+                    &path,
+                    "is set twice: a header's name has no case",
+                    "remove one of them",
+                );
+            }
+        }
+    }
+    if wanted > HEADERS_MAX {
+        cx.problem(at, format_args!("has more than {HEADERS_MAX} headers"), "");
+    }
+    (parsed.len() == wanted).then_some(parsed)
+}
+
+fn name(text: &str, path: &Path, direction: Direction, cx: &mut Context) -> Option<HeaderName> {
+    let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
+        let message = format!("'{}' is not a header name", shown(text));
+        cx.problem(path, message, "use letters, digits and '-'");
+        return None;
+    };
+    let is_own = FRAMING.contains(&name.as_str())
+        || (name == http::header::HOST && direction == Direction::Request);
+    if is_own {
+        cx.problem(
+            path,
+            format_args!("'{name}' is set by the gateway itself"),
+            "remove it",
+        );
+        return None;
+    }
+    Some(name)
+}
+
+/// A header's value. It is not shown: it may be a secret.
+pub fn value(text: &str, path: &Path, cx: &mut Context) -> Option<HeaderValue> {
+    const BYTES_MAX: usize = 8 << 10;
+    if text.len() > BYTES_MAX {
+        cx.problem(
+            path,
+            format_args!("the value has more than {BYTES_MAX} bytes"),
+            "",
+        );
+        return None;
+    }
+    let value = HeaderValue::from_str(text)
+        .ok()
+        .filter(|_| text.is_ascii() && text.trim() == text);
+    if value.is_none() {
+        cx.problem(
+            path,
+            "the value is not fit for a header",
+            "use printable ASCII on one line, without spaces around it",
+        );
+    }
+    value
+}

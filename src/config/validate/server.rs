@@ -1,0 +1,344 @@
+//! Listeners, their timeouts and bounds.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::config::Server;
+use crate::config::context::Context;
+use crate::config::file::{self, Serve};
+use crate::config::problem::Path;
+use crate::config::values::{Period, Size};
+use crate::gateway::{Bounds, Listener, Timeouts};
+use crate::route::Network;
+use crate::tls::CertificateFiles;
+
+const LISTENERS_MAX: usize = 64;
+const NETWORKS_MAX: usize = 1_024;
+
+pub fn server(server: &file::Server, cx: &mut Context) -> Option<Server> {
+    let at = Path::from("server");
+    let mut listeners = Vec::new();
+    let mut taken = Vec::new();
+    for (index, https) in server.https.iter().enumerate() {
+        listeners.extend(self::https(
+            https,
+            &at.key("https").index(index),
+            &mut taken,
+            cx,
+        ));
+    }
+    // Clients are redirected to the port of the first HTTPS listener.
+    let https_port = server
+        .https
+        .first()
+        .and_then(|first| first.address)
+        .map(|address| address.0.port());
+    for (index, http) in server.http.iter().enumerate() {
+        listeners.extend(self::http(
+            http,
+            https_port,
+            &at.key("http").index(index),
+            &mut taken,
+            cx,
+        ));
+    }
+    let admin = server
+        .admin
+        .as_ref()
+        .map(|admin| self::admin(admin, &at.key("admin"), &mut taken, cx));
+    if server.https.is_empty() && server.http.is_empty() {
+        cx.missing(
+            &at.key("https"),
+            "there is no listener",
+            "add one with an address and a certificate",
+        );
+    } else if listeners.len() > LISTENERS_MAX {
+        cx.problem(
+            &at.key("https"),
+            format_args!("there are more than {LISTENERS_MAX} listeners"),
+            "",
+        );
+    }
+    if let Some(threads) = server.threads.0 {
+        cx.count(&at.key("threads"), threads, 1, 1_024);
+    }
+    cx.period(
+        &at.key("shutdown_grace"),
+        server.shutdown_grace,
+        Period::secs(0),
+        Period::secs(3_600),
+    );
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    Some(Server {
+        listeners,
+        admin: match admin {
+            Some(admin) => Some(admin?),
+            None => None,
+        },
+        threads: server.threads.0.map_or(cpus, |threads| threads as usize),
+        shutdown_grace: server.shutdown_grace.0,
+    })
+}
+
+fn https(
+    https: &file::Https,
+    at: &Path,
+    taken: &mut Vec<SocketAddr>,
+    cx: &mut Context,
+) -> Option<Listener> {
+    let path = at.key("certificates");
+    if https.certificates.is_empty() {
+        cx.missing(
+            &path,
+            "an HTTPS listener needs a certificate",
+            "add { cert: FILE, key: FILE }",
+        );
+    }
+    let mut certificates = Vec::new();
+    for (index, certificate) in https.certificates.iter().enumerate() {
+        certificates.extend(self::certificate(certificate, &path.index(index), cx));
+    }
+    let address = address(https.address, at, taken, cx)?;
+    Some(Listener::Https {
+        address,
+        certificates,
+    })
+}
+
+fn certificate(
+    certificate: &file::Certificate,
+    at: &Path,
+    cx: &mut Context,
+) -> Option<CertificateFiles> {
+    let cert = file_path(certificate.cert.as_deref(), &at.key("cert"), cx);
+    let key = file_path(certificate.key.as_deref(), &at.key("key"), cx);
+    let (cert, key) = (cert?, key?);
+    if certificate.development && cert == key {
+        cx.problem(
+            &at.key("key"),
+            "is the certificate's own file",
+            "name two files",
+        );
+    }
+    Some(CertificateFiles {
+        cert,
+        key,
+        development: certificate.development,
+    })
+}
+
+/// A path that could exist.
+pub fn file_path(text: Option<&str>, path: &Path, cx: &mut Context) -> Option<PathBuf> {
+    match text {
+        None => {
+            cx.missing(path, "is required", "name a file");
+            None
+        }
+        Some(text) if text.is_empty() || text.contains('\0') => {
+            cx.problem(path, "must name a file", "");
+            None
+        }
+        Some(text) => Some(PathBuf::from(text)),
+    }
+}
+
+fn http(
+    http: &file::Http,
+    https_port: Option<u16>,
+    at: &Path,
+    taken: &mut Vec<SocketAddr>,
+    cx: &mut Context,
+) -> Option<Listener> {
+    let address = address(http.address, at, taken, cx)?;
+    match (http.serve, https_port) {
+        (Serve::Routes, _) => Some(Listener::Http { address }),
+        (Serve::Redirect, Some(https_port)) => Some(Listener::HttpRedirect {
+            address,
+            https_port,
+        }),
+        (Serve::Redirect, None) => {
+            if !cx.is_silenced(&Path::from("server.https")) {
+                let hint = "add one to server.https, or set serve: routes";
+                cx.problem(
+                    &at.key("serve"),
+                    "there is no HTTPS listener to redirect to",
+                    hint,
+                );
+            }
+            None
+        }
+    }
+}
+
+fn admin(
+    admin: &file::Admin,
+    at: &Path,
+    taken: &mut Vec<SocketAddr>,
+    cx: &mut Context,
+) -> Option<SocketAddr> {
+    let address = address(admin.address, at, taken, cx)?;
+    if !address.ip().is_loopback() {
+        let hint = "keep it on 127.0.0.1 or a private network";
+        cx.warning(
+            &at.key("address"),
+            "whoever reaches the admin listener can read the metrics",
+            hint,
+        );
+    }
+    Some(address)
+}
+
+/// An address that is given, and that no other listener has.
+fn address(
+    address: Option<crate::config::values::Address>,
+    at: &Path,
+    taken: &mut Vec<SocketAddr>,
+    cx: &mut Context,
+) -> Option<SocketAddr> {
+    let path = at.key("address");
+    let Some(address) = address else {
+        cx.missing(
+            &path,
+            "is required",
+            "an IP address and a port, such as 0.0.0.0:8443",
+        );
+        return None;
+    };
+    if let Some(other) = taken.iter().find(|other| overlap(**other, address.0)) {
+        cx.problem(
+            &path,
+            format_args!("{address} is taken by another listener, at {other}"),
+            "choose another port",
+        );
+    }
+    taken.push(address.0);
+    Some(address.0)
+}
+
+/// Whether both can't be bound. Port 0 is any free port.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_family = a.is_ipv4() == b.is_ipv4();
+    let same_ip =
+        a.ip() == b.ip() || (same_family && (a.ip().is_unspecified() || b.ip().is_unspecified()));
+    a.port() != 0 && a.port() == b.port() && same_ip
+}
+
+pub fn timeouts(timeouts: &file::Timeouts, cx: &mut Context) -> Timeouts {
+    let at = Path::from("server.timeouts");
+    let hour = Period::secs(3_600);
+    cx.period(
+        &at.key("tls_handshake"),
+        timeouts.tls_handshake,
+        Period::ms(100),
+        Period::secs(60),
+    );
+    cx.period(
+        &at.key("request_head"),
+        timeouts.request_head,
+        Period::ms(100),
+        Period::secs(300),
+    );
+    cx.period(
+        &at.key("request_body"),
+        timeouts.request_body,
+        Period::ms(100),
+        hour,
+    );
+    cx.period(&at.key("write"), timeouts.write, Period::ms(100), hour);
+    cx.period(
+        &at.key("keepalive"),
+        timeouts.keepalive,
+        Period::ms(100),
+        hour,
+    );
+    Timeouts {
+        tls_handshake: timeouts.tls_handshake.0,
+        request_head: timeouts.request_head.0,
+        request_body: timeouts.request_body.0,
+        write: timeouts.write.0,
+        keepalive: timeouts.keepalive.0,
+    }
+}
+
+pub fn bounds(server: &file::Server, cx: &mut Context) -> Bounds {
+    let (at, bounds) = (Path::from("server.bounds"), &server.bounds);
+    cx.count(
+        &Path::from("server.connections_max"),
+        server.connections_max,
+        1,
+        1_000_000,
+    );
+    cx.size(
+        &at.key("head_size_max"),
+        bounds.head_size_max,
+        Size::kib(1),
+        Size::mib(1),
+    );
+    cx.count(&at.key("headers_max"), bounds.headers_max, 1, 256);
+    cx.size(
+        &at.key("uri_size_max"),
+        bounds.uri_size_max,
+        Size(64),
+        Size::kib(64),
+    );
+    cx.count(&at.key("h2_streams_max"), bounds.h2_streams_max, 1, 10_000);
+    cx.size(
+        &at.key("body_size_max"),
+        bounds.body_size_max,
+        Size(1),
+        Size::gib(1),
+    );
+    if bounds.uri_size_max > bounds.head_size_max {
+        let message = format!(
+            "may not exceed server.bounds.head_size_max, which is {}",
+            bounds.head_size_max
+        );
+        cx.missing(
+            &at.key("uri_size_max"),
+            message,
+            "the URI is part of the head",
+        );
+    }
+    Bounds {
+        connections_max: server.connections_max as usize,
+        head_bytes_max: bounds.head_size_max.as_usize(),
+        headers_max: bounds.headers_max as usize,
+        uri_bytes_max: bounds.uri_size_max.as_usize(),
+        h2_streams_max: bounds.h2_streams_max,
+    }
+}
+
+pub fn trusted_proxies(networks: &[String], cx: &mut Context) -> Option<Vec<Network>> {
+    let at = Path::from("server.trusted_proxies");
+    if networks.len() > NETWORKS_MAX {
+        cx.problem(
+            &at,
+            format_args!("has more than {NETWORKS_MAX} networks"),
+            "name larger ones",
+        );
+        return None;
+    }
+    let mut parsed = Vec::with_capacity(networks.len());
+    for (index, text) in networks.iter().enumerate() {
+        match Network::parse(text) {
+            Ok(network) => {
+                if network.prefix_len == 0 {
+                    cx.warning(
+                        &at.index(index),
+                        "every client can claim any address",
+                        "name your proxies' networks",
+                    );
+                }
+                parsed.push(network);
+            }
+            Err(error) => {
+                cx.problem(
+                    &at.index(index),
+                    error,
+                    "use CIDR notation, such as 10.0.0.0/8",
+                );
+            }
+        }
+    }
+    (parsed.len() == networks.len()).then_some(parsed)
+}

@@ -1,0 +1,144 @@
+//! Whether a caller may use what it asks for, now: who it is, what it may do, how much it has left.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use http::{HeaderMap, StatusCode, header};
+use pingora_proxy::Session;
+
+use super::respond::Stop;
+use super::{Ctx, Gateway};
+use crate::auth::{AuthError, KeyPrincipal, Principal};
+use crate::failure::Failure;
+use crate::limits::{Rate, Subject};
+use crate::route::{Auth, Route};
+use crate::telemetry::metrics::metrics;
+
+impl Gateway {
+    /// Whether the caller may use the route now.
+    pub(super) async fn admit(
+        &self,
+        session: &Session,
+        ctx: &mut Ctx,
+        route: &Route,
+        index: u32,
+    ) -> Result<(), Stop> {
+        match route.auth {
+            Auth::None => {}
+            Auth::Key => {
+                self.identify(session, ctx).await?;
+                self.require_key(ctx)?;
+            }
+            Auth::Role(role) => {
+                self.identify(session, ctx).await?;
+                let key = self.require_key(ctx)?;
+                if key.role < role {
+                    return Err(Failure::forbidden(
+                        "this key's user lacks the role that the route asks for",
+                    )
+                    .into());
+                }
+            }
+        }
+        let rate = route.limits.rate;
+        let subject = match (&ctx.principal, ctx.client) {
+            (Principal::Key(key), _) => Some(Subject::RouteUser(index, key.user_id)),
+            (Principal::Anonymous, Some(ip)) => Some(Subject::RouteAddress(index, ip)),
+            (Principal::Anonymous, None) => None,
+        };
+        if let Some(subject) = subject
+            && (rate.per_minute.is_some() || rate.per_day.is_some())
+        {
+            self.take(ctx, &subject, rate)?;
+        }
+        self.take_tier_token(ctx)
+    }
+
+    fn require_key(&self, ctx: &Ctx) -> Result<Arc<KeyPrincipal>, Failure> {
+        match &ctx.principal {
+            Principal::Key(key) => Ok(Arc::clone(key)),
+            Principal::Anonymous => Err(Failure::unauthorized(
+                "an API key is needed: send `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",
+            )),
+        }
+    }
+
+    /// Finds the principal. A key seen before is known in memory; for a new one the database is
+    /// asked, on its own runtime.
+    pub(super) async fn identify(&self, session: &Session, ctx: &mut Ctx) -> Result<(), Stop> {
+        let headers = &session.req_header().headers;
+        let result = match self.shared.auth.authenticate_cached(headers, Utc::now()) {
+            Some(result) => result,
+            None => {
+                let auth = self.shared.auth.clone();
+                let headers = credentials(headers);
+                let asked = self
+                    .shared
+                    .control
+                    .spawn(async move { auth.authenticate(&headers).await });
+                asked.await.unwrap_or(Err(AuthError::Unavailable))
+            }
+        };
+        metrics().authentication(match &result {
+            Ok(Principal::Anonymous) => "anonymous",
+            Ok(Principal::Key(_)) => "ok",
+            Err(AuthError::Malformed) => "malformed",
+            Err(AuthError::Invalid) => "invalid",
+            Err(AuthError::Unavailable) => "unavailable",
+        });
+        ctx.principal = result.map_err(|error| match error {
+            AuthError::Malformed => Failure::unauthorized(
+                "the credential is malformed: send one `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",
+            ),
+            AuthError::Invalid => Failure::unauthorized("the API key is unknown, revoked or expired"),
+            AuthError::Unavailable => Failure::unavailable(
+                "authentication_unavailable",
+                "the key can't be checked right now; try again shortly",
+            ),
+        })?;
+        Ok(())
+    }
+
+    pub(super) fn take_tier_token(&self, ctx: &mut Ctx) -> Result<(), Stop> {
+        let Principal::Key(key) = &ctx.principal else {
+            return Ok(());
+        };
+        let rate = self.shared.tiers.get(key.tier).rate;
+        // Not per key: keys are free to make, and would each bring a fresh allowance.
+        let subject = Subject::User(key.user_id, key.tier);
+        self.take(ctx, &subject, rate)
+    }
+
+    fn take(&self, ctx: &mut Ctx, subject: &Subject, rate: Rate) -> Result<(), Stop> {
+        let decision = self.shared.limiter.take(subject, rate, Instant::now());
+        metrics().rate_limit(decision.allowed);
+        ctx.decision = Some(decision);
+        if decision.allowed {
+            return Ok(());
+        }
+        let retry_after = decision
+            .window
+            .map_or(Duration::from_secs(1), |w| w.retry_after);
+        let failure = Failure::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate_limited",
+            "too many requests; wait for the time in Retry-After",
+        );
+        Err(failure.retry_after(retry_after).into())
+    }
+}
+
+/// Only the headers that authentication looks at.
+fn credentials(headers: &HeaderMap) -> HeaderMap {
+    let mut picked = HeaderMap::new();
+    for name in [
+        header::AUTHORIZATION,
+        header::HeaderName::from_static("x-api-key"),
+    ] {
+        for value in headers.get_all(&name) {
+            picked.append(name.clone(), value.clone());
+        }
+    }
+    picked
+}

@@ -1,0 +1,101 @@
+//! The gateway's own endpoints: health, metrics, and the redirect from HTTP to HTTPS.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{Method, StatusCode, header};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::respond::Stop;
+use super::{Ctx, Gateway, request};
+use crate::failure::Failure;
+use crate::telemetry::health::Probe;
+use crate::telemetry::metrics::metrics;
+
+/// Where ACME clients answer HTTP-01 challenges (RFC 8555 section 8.3).
+pub(super) const ACME_CHALLENGE_PREFIX: &str = "/.well-known/acme-challenge/";
+
+impl Gateway {
+    pub(super) async fn health(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        probe: Probe,
+    ) -> Result<(), Stop> {
+        only_get(session)?;
+        let (ok, report) = self.shared.health.report(probe, Instant::now());
+        let status = if ok {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        let mut head = ResponseHeader::build(status, Some(12))?;
+        head.insert_header(header::CONTENT_TYPE, "application/json")?;
+        head.insert_header(header::CACHE_CONTROL, "no-store")?;
+        let body = serde_json::to_vec(&report).map_err(|_| Failure::internal())?;
+        Ok(self.send(session, ctx, head, Bytes::from(body)).await?)
+    }
+
+    pub(super) async fn metrics_page(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> Result<(), Stop> {
+        only_get(session)?;
+        let load = self.shared.sandbox.load();
+        metrics().guests_running.set(load.running as i64);
+        metrics().guests_queued.set(load.queued as i64);
+        metrics().modules_cached.set(load.modules_cached as i64);
+        let page = metrics().render().map_err(|error| {
+            tracing::error!(request_id = ctx.request_id, %error, "the metrics can't be rendered");
+            Failure::internal()
+        })?;
+        let mut head = ResponseHeader::build(StatusCode::OK, Some(12))?;
+        head.insert_header(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)?;
+        head.insert_header(header::CACHE_CONTROL, "no-store")?;
+        Ok(self.send(session, ctx, head, Bytes::from(page)).await?)
+    }
+
+    /// 308 keeps the method and the body (RFC 9110 section 15.4.9).
+    pub(super) async fn redirect_to_https(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        https_port: u16,
+    ) -> Result<(), Stop> {
+        let head = session.req_header();
+        let host = request::host(head)?;
+        if host.is_empty() {
+            return Err(Failure::bad_request("the request has no Host header").into());
+        }
+        let path = head
+            .uri
+            .path_and_query()
+            .map_or("/", http::uri::PathAndQuery::as_str);
+        let port = if https_port == 443 {
+            String::new()
+        } else {
+            format!(":{https_port}")
+        };
+        let location = format!("https://{host}{port}{path}");
+        let mut head = ResponseHeader::build(StatusCode::PERMANENT_REDIRECT, Some(12))?;
+        head.insert_header(header::LOCATION, location)?;
+        Ok(self.send(session, ctx, head, Bytes::new()).await?)
+    }
+}
+
+fn only_get(session: &Session) -> Result<(), Failure> {
+    match session.req_header().method {
+        Method::GET | Method::HEAD => Ok(()),
+        _ => {
+            let mut failure = Failure::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this endpoint answers GET and HEAD only",
+            );
+            failure.allow = Some("GET, HEAD".into());
+            Err(failure)
+        }
+    }
+}

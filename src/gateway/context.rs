@@ -1,0 +1,178 @@
+//! What is known of a request while it is served, and the log line that ends it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header;
+use pingora_core::Error;
+use pingora_proxy::Session;
+
+use super::Gateway;
+use super::plan::Plan;
+use crate::auth::Principal;
+use crate::limits::Decision;
+use crate::route::{HeaderEdits, Route};
+use crate::sandbox::Usage;
+use crate::telemetry::metrics::metrics;
+use crate::upstream;
+
+/// What is known of a request while it is served.
+pub struct Ctx {
+    pub(super) started: Instant,
+    pub(super) request_id: String,
+    /// The socket's other end, and whether it is a trusted proxy.
+    pub(super) peer: Option<IpAddr>,
+    pub(super) peer_port: u16,
+    pub(super) peer_trusted: bool,
+    /// The client's address, as far as it can be believed.
+    pub(super) client: Option<IpAddr>,
+    pub(super) handled_by: HandledBy,
+    /// The part of the path that the route matched, and its captures.
+    pub(super) route_path: String,
+    pub(super) params: Vec<(String, String)>,
+    pub(super) principal: Principal,
+    pub(super) decision: Option<Decision>,
+    pub(super) guest: Option<(&'static str, Usage)>,
+    pub(super) failure: Option<&'static str>,
+    pub(super) upstream: Option<upstream::Server>,
+    /// Whose turn it was when this request came, and how many upstreams it has tried since.
+    pub(super) turn: Option<upstream::Turn>,
+    pub(super) attempts: usize,
+    /// When the whole request body must have arrived.
+    pub(super) body_deadline: Option<Instant>,
+    /// Request body bytes passed on.
+    pub(super) body_bytes: u64,
+    _active: Active,
+}
+
+/// Who answers a request: decides its name in logs and metrics.
+pub(super) enum HandledBy {
+    Nobody,
+    Health,
+    Metrics,
+    Api,
+    Redirect,
+    Route { plan: Arc<Plan>, index: u32 },
+}
+
+/// Counts the requests in flight, for the gauge and for shutdown.
+pub(super) struct Active;
+
+impl Active {
+    pub(super) fn new() -> Active {
+        metrics().requests_active.inc();
+        Active
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        metrics().requests_active.dec();
+    }
+}
+
+impl Ctx {
+    pub(super) fn new() -> Ctx {
+        Ctx {
+            started: Instant::now(),
+            request_id: String::new(),
+            peer: None,
+            peer_port: 0,
+            peer_trusted: false,
+            client: None,
+            handled_by: HandledBy::Nobody,
+            route_path: String::new(),
+            params: Vec::new(),
+            principal: Principal::Anonymous,
+            decision: None,
+            guest: None,
+            failure: None,
+            upstream: None,
+            turn: None,
+            attempts: 0,
+            body_deadline: None,
+            body_bytes: 0,
+            _active: Active::new(),
+        }
+    }
+
+    pub(super) fn route(&self) -> Option<&Route> {
+        match &self.handled_by {
+            HandledBy::Route { plan, index } => plan.route(*index),
+            HandledBy::Nobody
+            | HandledBy::Health
+            | HandledBy::Metrics
+            | HandledBy::Api
+            | HandledBy::Redirect => None,
+        }
+    }
+
+    pub(super) fn route_headers(&self) -> Option<&HeaderEdits> {
+        self.route().map(|route| &route.headers)
+    }
+}
+
+impl Gateway {
+    pub(super) fn log(&self, session: &Session, error: Option<&Error>, ctx: &Ctx) {
+        let builtin = &self.shared.builtin_metrics;
+        let (name, route_metrics) = match &ctx.handled_by {
+            HandledBy::Nobody => ("", &builtin.none),
+            HandledBy::Health => ("builtin:health", &builtin.health),
+            HandledBy::Metrics => ("builtin:metrics", &builtin.metrics),
+            HandledBy::Api => ("builtin:api", &builtin.api),
+            HandledBy::Redirect => ("builtin:redirect", &builtin.redirect),
+            HandledBy::Route { plan, index } => match plan.planned(*index) {
+                Some(planned) => (
+                    ctx.route().map_or("", |r| r.name.as_str()),
+                    &planned.metrics,
+                ),
+                None => ("", &builtin.none),
+            },
+        };
+        let status = session
+            .response_written()
+            .map_or(0, |head| head.status.as_u16());
+        let duration = ctx.started.elapsed();
+        let head = session.req_header();
+        route_metrics.observe(head.method.as_str(), status, duration);
+        // A failure is worth its line even where ordinary requests have none.
+        if status < 500 && !self.shared.access_log {
+            return;
+        }
+        let key_id = match &ctx.principal {
+            Principal::Anonymous => None,
+            Principal::Key(key) => Some(key.key_id),
+        };
+        let (guest, usage) = ctx.guest.unzip();
+        // A macro, because the level of an event is part of its static description.
+        macro_rules! line {
+            ($level:expr) => {
+                tracing::event!(
+                    $level,
+                    request_id = ctx.request_id,
+                    client = ctx.client.map(tracing::field::display),
+                    method = head.method.as_str(),
+                    host = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()),
+                    path = head.uri.path(),
+                    route = name,
+                    status,
+                    duration_us = duration.as_micros() as u64,
+                    bytes_out = session.body_bytes_sent(),
+                    key_id = key_id.map(tracing::field::display),
+                    code = ctx.failure,
+                    guest,
+                    guest_us = usage.map(|u: Usage| u.wall.as_micros() as u64),
+                    upstream = ctx.upstream.as_ref().map(tracing::field::display),
+                    error = error.map(tracing::field::display),
+                    "request"
+                )
+            };
+        }
+        if status >= 500 {
+            line!(tracing::Level::WARN);
+        } else if self.shared.access_log {
+            line!(tracing::Level::INFO);
+        }
+    }
+}

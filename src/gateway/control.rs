@@ -1,0 +1,235 @@
+//! `/api/…`: the control plane, called in process. It runs on its own runtime, so that a slow
+//! database never holds a thread that serves connections.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream;
+use http::{Method, header};
+use http_body_util::BodyExt;
+use pingora_core::{Error, ErrorType};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tower::ServiceExt;
+
+use super::body::{self, BodyLimit};
+use super::respond::Stop;
+use super::{Ctx, Gateway};
+use crate::api::{BodyError, Caller};
+use crate::failure::Failure;
+
+/// Body chunks on their way to a handler: enough to overlap reading and parsing.
+const CHUNKS_AHEAD: usize = 4;
+/// Answers faster than this are not worth watching the connection for a client that leaves.
+const WATCH_AFTER: Duration = Duration::from_millis(50);
+
+/// Bodies up to this size are sent in one piece.
+const WHOLE_BYTES_MAX: u64 = 64 * 1024;
+
+type Answer = Result<axum::response::Response, Infallible>;
+
+/// Stops the handler, and with it its guest, when the request is dropped.
+struct Running(JoinHandle<Answer>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Gateway {
+    pub(super) async fn control_plane(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> Result<(), Stop> {
+        self.identify(session, ctx).await?;
+        self.take_tier_token(ctx)?;
+        let limit = BodyLimit {
+            bytes_max: self.shared.settings.api_body_bytes_max,
+            timeout: self.shared.settings.timeouts.request_body,
+        };
+        limit.check_announced(session)?;
+        let (chunks, received) = mpsc::channel(CHUNKS_AHEAD);
+        let request = request(session, ctx, received)?;
+        let router = self.shared.control_plane.clone();
+        let mut running = Running(self.shared.control.spawn(router.oneshot(request)));
+        let answer = serve(session, &mut running, chunks, limit).await?;
+        let Ok(response) = answer;
+        self.send_response(session, ctx, response).await
+    }
+
+    /// Writes a handler's response: a failure in the common form, anything else as it is.
+    async fn send_response(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        mut response: axum::response::Response,
+    ) -> Result<(), Stop> {
+        if let Some(failure) = response.extensions_mut().remove::<Failure>() {
+            return Err(failure.into());
+        }
+        let (parts, body) = response.into_parts();
+        let mut head = ResponseHeader::build(parts.status, Some(parts.headers.len() + 12))?;
+        for (name, value) in &parts.headers {
+            head.append_header(name.clone(), value.clone())?;
+        }
+        if HttpBody::size_hint(&body)
+            .exact()
+            .is_some_and(|bytes| bytes <= WHOLE_BYTES_MAX)
+        {
+            let body = axum::body::to_bytes(body, WHOLE_BYTES_MAX as usize).await;
+            let body = body.map_err(|error| unreadable(ctx, &error))?;
+            return Ok(self.send(session, ctx, head, body).await?);
+        }
+        self.stream_response(session, ctx, head, body).await
+    }
+
+    /// A large body goes out as the handler makes it.
+    async fn stream_response(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        mut head: ResponseHeader,
+        mut body: Body,
+    ) -> Result<(), Stop> {
+        match HttpBody::size_hint(&body).exact() {
+            Some(bytes) => head.insert_header(header::CONTENT_LENGTH, bytes)?,
+            None => head.insert_header(header::TRANSFER_ENCODING, "chunked")?,
+        }
+        self.finish_head(session, ctx, &mut head)?;
+        let silent = session.req_header().method == Method::HEAD;
+        session
+            .write_response_header(Box::new(head), silent)
+            .await?;
+        if silent {
+            return Ok(());
+        }
+        while let Some(frame) = body.frame().await {
+            // The head is on its way: only a broken stream can still say that something failed.
+            let frame = frame.map_err(|error| {
+                Error::because(
+                    ErrorType::InternalError,
+                    "reading a control-plane body",
+                    error,
+                )
+            })?;
+            if let Ok(chunk) = frame.into_data() {
+                session.write_response_body(Some(chunk), false).await?;
+            }
+        }
+        Ok(session.write_response_body(None, true).await?)
+    }
+}
+
+fn unreadable(ctx: &Ctx, error: &axum::Error) -> Stop {
+    tracing::error!(request_id = ctx.request_id, %error, "a control-plane body can't be read");
+    Failure::internal().into()
+}
+
+fn request(
+    session: &Session,
+    ctx: &Ctx,
+    mut received: mpsc::Receiver<Result<Bytes, BodyError>>,
+) -> Result<http::Request<Body>, Failure> {
+    let head = session.req_header();
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    let mut request = http::Request::builder()
+        .method(head.method.clone())
+        .uri(target);
+    if let Some(headers) = request.headers_mut() {
+        headers.extend(head.headers.iter().map(|(k, v)| (k.clone(), v.clone())));
+        // The handlers have no use for the credential any more.
+        headers.remove(header::AUTHORIZATION);
+        headers.remove("x-api-key");
+    }
+    let chunks = stream::poll_fn(move |cx| received.poll_recv(cx));
+    let mut request = request
+        .body(Body::from_stream(chunks.fuse()))
+        .map_err(|_| Failure::bad_request("the request target is not a valid path"))?;
+    request.extensions_mut().insert(Caller {
+        principal: ctx.principal.clone(),
+        request_id: ctx.request_id.clone(),
+        client: ctx.client,
+    });
+    Ok(request)
+}
+
+/// Feeds the handler the body while it runs, and waits for its answer. A handler may answer before
+/// it has read everything.
+async fn serve(
+    session: &mut Session,
+    running: &mut Running,
+    chunks: mpsc::Sender<Result<Bytes, BodyError>>,
+    limit: BodyLimit,
+) -> Result<Answer, Stop> {
+    let deadline = tokio::time::Instant::now() + limit.timeout;
+    let mut read: u64 = 0;
+    let mut chunks = Some(chunks).filter(|_| !session.as_downstream_mut().is_body_empty());
+    if chunks.is_some() {
+        body::invite(session).await?;
+    }
+    while let Some(sender) = &chunks {
+        tokio::select! {
+            biased;
+            answer = &mut running.0 => return joined(answer),
+            () = tokio::time::sleep_until(deadline) => return Err(limit.too_slow().into()),
+            chunk = feed(session, sender, &mut read, limit) => match chunk? {
+                Fed::More => {}
+                Fed::TooLarge => return Err(limit.too_large().into()),
+                Fed::Done => chunks = None,
+            },
+        }
+    }
+    tokio::select! {
+        biased;
+        answer = &mut running.0 => joined(answer),
+        error = body::gone(session, WATCH_AFTER) => Err(error.into()),
+    }
+}
+
+enum Fed {
+    More,
+    /// All is read, or the handler wants no more.
+    Done,
+    TooLarge,
+}
+
+async fn feed(
+    session: &mut Session,
+    sender: &mpsc::Sender<Result<Bytes, BodyError>>,
+    read: &mut u64,
+    limit: BodyLimit,
+) -> Result<Fed, Box<Error>> {
+    // The place is taken first: once a chunk is read it is not lost when this future is dropped.
+    let Ok(place) = sender.reserve().await else {
+        return Ok(Fed::Done);
+    };
+    let Some(chunk) = body::read_chunk(session).await? else {
+        return Ok(Fed::Done);
+    };
+    *read += chunk.len() as u64;
+    if *read > limit.bytes_max {
+        place.send(Err(BodyError::TooLarge {
+            bytes_max: limit.bytes_max,
+        }));
+        return Ok(Fed::TooLarge);
+    }
+    place.send(Ok(chunk));
+    Ok(Fed::More)
+}
+
+fn joined(answer: Result<Answer, tokio::task::JoinError>) -> Result<Answer, Stop> {
+    answer.map_err(|error| {
+        tracing::error!(%error, "a control-plane handler failed");
+        Failure::internal().into()
+    })
+}

@@ -1,0 +1,436 @@
+//! `execute` targets: the request goes to a guest, the guest's output is the answer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use http::{Method, StatusCode, Version, header};
+use pingora_core::{Error, ErrorType};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+use serde_json::{Map, json};
+
+use super::body::{self, BodyLimit};
+use super::respond::{Stop, is_tls};
+use super::{Ctx, Gateway, request};
+use crate::auth::Principal;
+use crate::failure::Failure;
+use crate::route::{Execute, Limits};
+use crate::sandbox::abi::wagi::{Head, HeadError, HeadParser};
+use crate::sandbox::abi::{self, Abi, ArgsAndEnv};
+use crate::sandbox::{
+    Call, End, GuestLimits, Outcome, PipeReader, Prepared, RunError, Stdout, pipe,
+};
+
+/// Output on its way from a guest to a slow client; a guest that is further ahead waits.
+const PIPE_BYTES: usize = 256 * 1024;
+/// Guests faster than this are not worth watching the connection for a client that leaves.
+const WATCH_AFTER: Duration = Duration::from_millis(50);
+/// What of a guest's standard error goes to the log, in bytes.
+const STDERR_LOGGED_MAX: usize = 1024;
+
+impl Gateway {
+    pub(super) async fn execute(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        execute: &Execute,
+        limits: &Limits,
+        module: Arc<Prepared>,
+    ) -> Result<(), Stop> {
+        let settings = &self.shared.settings;
+        let limit = BodyLimit {
+            bytes_max: limits.body_bytes_max.unwrap_or(settings.body_bytes_max),
+            timeout: settings.timeouts.request_body,
+        };
+        // Held, with its room, until the guest has ended.
+        let buffered = body::read_whole(session, limit, &self.shared.body_room).await?;
+        let input = buffered.bytes.clone();
+        let guest_limits = self.guest_limits(&ctx.principal, limits);
+        match execute.abi {
+            Abi::Command => {
+                let (args, env) = args_and_env(session, ctx, execute, &input)?;
+                let call = Call {
+                    args,
+                    env,
+                    stdin: input,
+                    stdout: Stdout::Collect,
+                    limits: guest_limits,
+                };
+                self.command(session, ctx, execute, module, call).await
+            }
+            Abi::Wagi => {
+                let (args, env) = args_and_env(session, ctx, execute, &input)?;
+                let (writer, reader) = pipe(PIPE_BYTES);
+                let call = Call {
+                    args,
+                    env,
+                    stdin: input,
+                    stdout: Stdout::Pipe(writer),
+                    limits: guest_limits,
+                };
+                self.wagi(session, ctx, module, call, reader).await
+            }
+        }
+    }
+
+    /// The caller's limits, tightened by the route's.
+    fn guest_limits(&self, principal: &Principal, route: &Limits) -> GuestLimits {
+        let global = self.shared.settings.guest;
+        let tier = match principal {
+            Principal::Anonymous => None,
+            Principal::Key(key) => Some(key.tier),
+        };
+        let mut limits = self.shared.tiers.guest_limits(tier, global);
+        if let Some(deadline) = route.deadline {
+            limits.deadline = limits.deadline.min(deadline);
+        }
+        if let Some(bytes) = route.memory_bytes_max {
+            limits.memory_bytes_max = limits.memory_bytes_max.min(bytes);
+        }
+        if let Some(bytes) = route.stdout_bytes_max {
+            limits.stdout_bytes_max = limits.stdout_bytes_max.min(bytes);
+        }
+        limits
+    }
+
+    async fn command(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        execute: &Execute,
+        module: Arc<Prepared>,
+        call: Call,
+    ) -> Result<(), Stop> {
+        let run = self.shared.sandbox.run(module, call);
+        let outcome = tokio::select! {
+            biased;
+            outcome = run => outcome.map_err(not_run)?,
+            error = body::gone(session, WATCH_AFTER) => return Err(error.into()),
+        };
+        note(ctx, &outcome);
+        match outcome.end {
+            End::Exit(0) => {
+                let mut head = ResponseHeader::build(StatusCode::OK, Some(16))?;
+                head.insert_header(header::CONTENT_TYPE, execute.content_type.clone())?;
+                Ok(self
+                    .send(session, ctx, head, Bytes::from(outcome.stdout))
+                    .await?)
+            }
+            // A guest that chose to fail says something about its input, and its output goes along.
+            End::Exit(code) => {
+                let failure = guest_failure(&outcome.end, ctx);
+                let mut more = Map::new();
+                more.insert("exit_code".into(), json!(code));
+                more.insert(
+                    "output".into(),
+                    json!(String::from_utf8_lossy(&outcome.stdout)),
+                );
+                Ok(self.send_failure_with(session, ctx, &failure, more).await?)
+            }
+            End::Trap(_)
+            | End::TimeLimit
+            | End::MemoryLimit
+            | End::OutputLimit
+            | End::Cancelled
+            | End::HostError(_) => Err(guest_failure(&outcome.end, ctx).into()),
+        }
+    }
+
+    async fn wagi(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        module: Arc<Prepared>,
+        call: Call,
+        mut reader: PipeReader,
+    ) -> Result<(), Stop> {
+        let sandbox = self.shared.sandbox.clone();
+        let run = sandbox.run(module, call);
+        tokio::pin!(run);
+        let mut ended: Option<Outcome> = None;
+        let begun = tokio::select! {
+            biased;
+            begun = begin(&mut reader, run.as_mut(), &mut ended) => begun?,
+            error = body::gone(session, WATCH_AFTER) => return Err(error.into()),
+        };
+        let (head, first) = match begun {
+            Begun::Head(head, first) => (head, first),
+            Begun::Ended(outcome, problem) => {
+                note(ctx, &outcome);
+                return Err(if outcome.end.is_success() {
+                    bad_response(&problem)
+                } else {
+                    guest_failure(&outcome.end, ctx).into()
+                });
+            }
+        };
+        // A short guest has ended by now: its answer then goes out whole, with its length.
+        if ended.is_none()
+            && let Some(outcome) = (&mut run).now_or_never()
+        {
+            ended = Some(outcome.map_err(not_run)?);
+        }
+        let bodiless = session.req_header().method == Method::HEAD;
+        let whole = ended.is_some() || bodiless || session.req_header().version == Version::HTTP_10;
+        if whole {
+            let (body, outcome) = tokio::select! {
+                biased;
+                drained = drain(first, &mut reader, ended, run.as_mut()) => drained?,
+                error = body::gone(session, WATCH_AFTER) => return Err(error.into()),
+            };
+            note(ctx, &outcome);
+            if !outcome.end.is_success() {
+                return Err(guest_failure(&outcome.end, ctx).into());
+            }
+            let head = response_head(head, ctx)?;
+            return Ok(self.send(session, ctx, head, body).await?);
+        }
+        self.stream(session, ctx, head, first, &mut reader).await?;
+        let outcome = match ended {
+            Some(outcome) => outcome,
+            None => run.await.map_err(not_run)?,
+        };
+        note(ctx, &outcome);
+        finish_stream(session, &outcome).await
+    }
+
+    /// Sends the head, and the body as the guest writes it.
+    async fn stream(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        head: Head,
+        first: Bytes,
+        reader: &mut PipeReader,
+    ) -> Result<(), Stop> {
+        let mut head = response_head(head, ctx)?;
+        if !head.headers.contains_key(header::CONTENT_LENGTH) {
+            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+        }
+        self.finish_head(session, ctx, &mut head)?;
+        session.write_response_header(Box::new(head), false).await?;
+        if !first.is_empty() {
+            session.write_response_body(Some(first), false).await?;
+        }
+        loop {
+            let bytes = tokio::select! {
+                biased;
+                bytes = reader.read() => bytes,
+                error = body::gone(session, WATCH_AFTER) => return Err(error.into()),
+            };
+            match bytes {
+                Some(bytes) => session.write_response_body(Some(bytes), false).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// How a CGI answer begins.
+enum Begun {
+    /// With its head, and what of the body came along.
+    Head(Head, Bytes),
+    /// Not at all: the guest ended before its head did, for which the parser has this to say.
+    Ended(Outcome, HeadError),
+}
+
+/// Waits for the guest's head. `ended` keeps the guest's end if that comes meanwhile.
+async fn begin(
+    reader: &mut PipeReader,
+    mut run: Pin<&mut impl Future<Output = Result<Outcome, RunError>>>,
+    ended: &mut Option<Outcome>,
+) -> Result<Begun, Stop> {
+    let mut parser = HeadParser::default();
+    loop {
+        tokio::select! {
+            biased;
+            bytes = reader.read() => match bytes {
+                Some(bytes) => match parser.feed(&bytes) {
+                    Ok(Some((head, first))) => return Ok(Begun::Head(head, first)),
+                    Ok(None) => {}
+                    Err(problem) => return Err(bad_response(&problem)),
+                },
+                // The writer is gone, so the guest has ended or is about to.
+                None => {
+                    let outcome = match ended.take() {
+                        Some(outcome) => outcome,
+                        None => run.await.map_err(not_run)?,
+                    };
+                    return Ok(Begun::Ended(outcome, parser.finish()));
+                }
+            },
+            outcome = &mut run, if ended.is_none() => *ended = Some(outcome.map_err(not_run)?),
+        }
+    }
+}
+
+/// Ends a streamed body: properly, or, when the guest failed midway, by breaking the connection, so
+/// that the client can't take the part for the whole (RFC 9112 section 8).
+async fn finish_stream(session: &mut Session, outcome: &Outcome) -> Result<(), Stop> {
+    if !outcome.end.is_success() {
+        return Err(Error::explain(
+            ErrorType::InternalError,
+            format!(
+                "the guest ended with {} in the middle of its answer",
+                outcome.end.status()
+            ),
+        )
+        .into());
+    }
+    session.write_response_body(None, true).await?;
+    Ok(())
+}
+
+/// Collects what is left of a guest's output, up to its end.
+async fn drain(
+    first: Bytes,
+    reader: &mut PipeReader,
+    ended: Option<Outcome>,
+    run: Pin<&mut impl Future<Output = Result<Outcome, RunError>>>,
+) -> Result<(Bytes, Outcome), Stop> {
+    let mut all = BytesMut::from(&first[..]);
+    let reading = async {
+        while let Some(bytes) = reader.read().await {
+            all.extend_from_slice(&bytes);
+        }
+    };
+    let outcome = match ended {
+        Some(outcome) => {
+            reading.await;
+            outcome
+        }
+        None => {
+            let (outcome, ()) = tokio::join!(run, reading);
+            outcome.map_err(not_run)?
+        }
+    };
+    Ok((all.freeze(), outcome))
+}
+
+fn response_head(head: Head, ctx: &Ctx) -> Result<ResponseHeader, Stop> {
+    let mut response = ResponseHeader::build(head.status, Some(head.headers.len() + 12))?;
+    for (name, value) in head.headers {
+        // A whole answer gets its true length; a streamed one has none that we could vouch for.
+        if name != header::CONTENT_LENGTH {
+            response.append_header(name, value)?;
+        }
+    }
+    tracing::trace!(
+        request_id = ctx.request_id,
+        status = response.status.as_u16(),
+        "CGI head"
+    );
+    Ok(response)
+}
+
+/// What the guest finds when it starts.
+fn args_and_env(
+    session: &Session,
+    ctx: &Ctx,
+    execute: &Execute,
+    input: &Bytes,
+) -> Result<ArgsAndEnv, Stop> {
+    let head = session.req_header();
+    let host = request::host(head)?;
+    let principal = match &ctx.principal {
+        Principal::Anonymous => None,
+        Principal::Key(key) => Some(key.user_id.to_string()),
+    };
+    let server_port = session
+        .server_addr()
+        .and_then(|a| a.as_inet())
+        .map_or(0, |a| a.port());
+    let request = abi::Request {
+        method: &head.method,
+        path: head.uri.path(),
+        query: head.uri.query(),
+        headers: &head.headers,
+        version: head.version,
+        server_name: &host,
+        server_port,
+        https: is_tls(session),
+        client: ctx
+            .client
+            .map(|ip| std::net::SocketAddr::new(ip, ctx.peer_port)),
+        route_path: &ctx.route_path,
+        params: &ctx.params,
+        principal: principal.as_deref(),
+        request_id: &ctx.request_id,
+        body: input.clone(),
+    };
+    Ok(execute
+        .abi
+        .args_and_env(&request, &execute.args, &execute.env))
+}
+
+/// Notes a guest's end for the request's log line.
+fn note(ctx: &mut Ctx, outcome: &Outcome) {
+    ctx.guest = Some((outcome.end.status(), outcome.usage));
+    if !outcome.stderr.is_empty() {
+        let shown = &outcome.stderr[..outcome.stderr.len().min(STDERR_LOGGED_MAX)];
+        tracing::info!(
+            request_id = ctx.request_id,
+            stderr = %String::from_utf8_lossy(shown).escape_debug(),
+            "guest"
+        );
+    }
+}
+
+fn not_run(error: RunError) -> Stop {
+    match error {
+        RunError::Busy => {
+            Failure::unavailable("guests_busy", "all guest slots are busy; try again shortly")
+                .into()
+        }
+        RunError::ShuttingDown => {
+            Failure::unavailable("shutting_down", "the gateway is shutting down; try again").into()
+        }
+    }
+}
+
+/// What the client of a route learns of a guest's failure.
+fn guest_failure(end: &End, ctx: &Ctx) -> Failure {
+    match end {
+        End::Exit(code) => Failure::unprocessable(
+            "guest_exit",
+            format!("the function exited with code {code}"),
+        ),
+        End::Trap(trap) => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            "guest_trap",
+            format!("the function trapped: {trap}"),
+        ),
+        End::TimeLimit => Failure::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "time_limit_exceeded",
+            "the function did not finish within its time limit",
+        ),
+        End::MemoryLimit => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            "memory_limit_exceeded",
+            "the function needed more memory than its limit",
+        ),
+        End::OutputLimit => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            "output_limit_exceeded",
+            "the function wrote more output than its limit",
+        ),
+        End::Cancelled => Failure::unavailable("cancelled", "the function was stopped"),
+        End::HostError(error) => {
+            tracing::error!(request_id = ctx.request_id, error, "the sandbox failed");
+            Failure::internal()
+        }
+    }
+}
+
+fn bad_response(problem: &HeadError) -> Stop {
+    Failure::new(
+        StatusCode::BAD_GATEWAY,
+        "invalid_guest_response",
+        format!("the function's output is not a CGI response: {problem}"),
+    )
+    .into()
+}

@@ -1,0 +1,470 @@
+//! The request path: Pingora's phases in order, as the table of contents.
+//!
+//! `early_request_filter` learns who is asking, `request_filter` finds the route, admits the caller
+//! and answers in process; only `proxy` targets go on to `upstream_peer` and the phases after it.
+//! `logging` ends every request with one line.
+
+mod admit;
+mod body;
+mod builtin;
+pub mod connection;
+mod context;
+mod control;
+mod execute;
+pub mod plan;
+mod proxy;
+mod request;
+mod respond;
+mod settings;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, StatusCode, header};
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
+use pingora_core::{Error, ErrorType};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+
+use crate::auth::Authenticator;
+use crate::failure::Failure;
+use crate::limits::{Limiter, Tiers};
+use crate::route::{self, Found, Redirect, Respond, Route, Target};
+use crate::sandbox::Sandbox;
+use crate::telemetry::health::{Health, Probe};
+use crate::telemetry::metrics::RouteMetrics;
+pub use body::BodyRoom;
+pub use context::Ctx;
+use context::HandledBy;
+use plan::{Plan, Service};
+use respond::Stop;
+pub use settings::{Bounds, Listener, Serves, Settings, Timeouts};
+
+/// What all listeners share.
+pub struct Shared {
+    pub settings: Settings,
+    pub tiers: Tiers,
+    pub plan: ArcSwap<Plan>,
+    pub auth: Authenticator,
+    pub limiter: Limiter,
+    pub sandbox: Sandbox,
+    pub health: Health,
+    pub control_plane: axum::Router,
+    /// The runtime that the control plane and the database live on.
+    pub control: tokio::runtime::Handle,
+    pub builtin_metrics: BuiltinMetrics,
+    /// The room for request bodies in memory.
+    pub body_room: BodyRoom,
+    /// One log line per request.
+    pub access_log: bool,
+}
+
+/// Counters of what is not a route.
+pub struct BuiltinMetrics {
+    health: RouteMetrics,
+    metrics: RouteMetrics,
+    api: RouteMetrics,
+    redirect: RouteMetrics,
+    none: RouteMetrics,
+}
+
+impl Default for BuiltinMetrics {
+    fn default() -> Self {
+        BuiltinMetrics {
+            health: RouteMetrics::new("builtin:health"),
+            metrics: RouteMetrics::new("builtin:metrics"),
+            api: RouteMetrics::new("builtin:api"),
+            redirect: RouteMetrics::new("builtin:redirect"),
+            none: RouteMetrics::new("builtin:none"),
+        }
+    }
+}
+
+/// The gateway as one listener sees it.
+pub struct Gateway {
+    pub shared: Arc<Shared>,
+    pub serves: Serves,
+}
+
+/// What a path asks for.
+enum Wanted {
+    Health(Probe),
+    Metrics,
+    Redirect { https_port: u16 },
+    Api,
+    Route,
+    Nothing,
+}
+
+/// What follows once `request_filter` is done.
+enum Next {
+    Answered,
+    Upstream,
+}
+
+impl Gateway {
+    /// Finds out what the request wants and answers it, unless an upstream will.
+    async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
+        let head = session.req_header();
+        request::check_head(head, &self.shared.settings.bounds)?;
+        request::check_framing(session)?;
+        match self.wanted(head.uri.path())? {
+            Wanted::Health(probe) => {
+                ctx.handled_by = HandledBy::Health;
+                self.health(session, ctx, probe).await?;
+            }
+            Wanted::Metrics => {
+                ctx.handled_by = HandledBy::Metrics;
+                self.metrics_page(session, ctx).await?;
+            }
+            Wanted::Redirect { https_port } => {
+                ctx.handled_by = HandledBy::Redirect;
+                self.redirect_to_https(session, ctx, https_port).await?;
+            }
+            Wanted::Api => {
+                ctx.handled_by = HandledBy::Api;
+                self.control_plane(session, ctx).await?;
+            }
+            Wanted::Route => return self.serve(session, ctx).await,
+            Wanted::Nothing => return Err(not_found().into()),
+        }
+        Ok(Next::Answered)
+    }
+
+    /// Whether a path is one of the gateway's own. It is decoded first, so that no spelling of a
+    /// reserved path reaches a route.
+    fn wanted(&self, path: &str) -> Result<Wanted, Failure> {
+        let path = route::normalize(path).map_err(|e| Failure::bad_request(e.to_string()))?;
+        let path = path.decoded();
+        if let Some(probe) = Probe::from_path(path) {
+            return Ok(Wanted::Health(probe));
+        }
+        let metrics_path = match &self.serves {
+            Serves::Admin { metrics_path } => metrics_path.as_deref(),
+            Serves::Everything => self.shared.settings.public_metrics_path.as_deref(),
+            Serves::Redirect { .. } => None,
+        };
+        if metrics_path == Some(path) {
+            return Ok(Wanted::Metrics);
+        }
+        Ok(match &self.serves {
+            Serves::Admin { .. } => Wanted::Nothing,
+            _ if path.starts_with(builtin::ACME_CHALLENGE_PREFIX) => Wanted::Nothing,
+            Serves::Redirect { https_port } => Wanted::Redirect {
+                https_port: *https_port,
+            },
+            Serves::Everything if path == "/api" || path.starts_with("/api/") => Wanted::Api,
+            Serves::Everything => Wanted::Route,
+        })
+    }
+
+    async fn serve(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
+        let (plan, index) = self.find_route(session, ctx)?;
+        ctx.handled_by = HandledBy::Route {
+            plan: Arc::clone(&plan),
+            index,
+        };
+        let (Some(route), Some(planned)) = (plan.route(index), plan.planned(index)) else {
+            return Err(Failure::internal().into());
+        };
+        self.admit(session, ctx, route, index).await?;
+        match (&route.target, &planned.service) {
+            (Target::Execute(execute), Service::Guest(module)) => {
+                self.execute(session, ctx, execute, &route.limits, Arc::clone(module))
+                    .await?;
+            }
+            (Target::Proxy(_), Service::Upstreams(_)) => {
+                body::BodyLimit {
+                    bytes_max: self.body_bytes_max(route),
+                    timeout: self.shared.settings.timeouts.request_body,
+                }
+                .check_announced(session)?;
+                return Ok(Next::Upstream);
+            }
+            (Target::Redirect(redirect), _) => self.redirect(session, ctx, redirect).await?,
+            (Target::Respond(respond), _) => self.respond(session, ctx, respond).await?,
+            (Target::Execute(_) | Target::Proxy(_), _) => return Err(Failure::internal().into()),
+        }
+        Ok(Next::Answered)
+    }
+
+    fn find_route(&self, session: &Session, ctx: &mut Ctx) -> Result<(Arc<Plan>, u32), Stop> {
+        let plan = self.shared.plan.load_full();
+        let head = session.req_header();
+        let host = request::host(head)?;
+        let path = route::normalize(head.uri.path())
+            .map_err(|error| Failure::bad_request(error.to_string()))?;
+        let index = match plan.table.find(&host, &path, &head.method, &head.headers) {
+            Found::Route {
+                index,
+                params,
+                matched_path,
+                ..
+            } => {
+                ctx.params = params;
+                ctx.route_path = matched_path.to_owned();
+                index
+            }
+            Found::MethodNotAllowed { allow } => {
+                let allow: Vec<&str> = allow.iter().map(Method::as_str).collect();
+                let allow = allow.join(", ");
+                let mut failure = Failure::new(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "method_not_allowed",
+                    format!("this path answers {allow} only"),
+                );
+                failure.allow = Some(allow);
+                return Err(failure.into());
+            }
+            Found::NotFound => return Err(not_found().into()),
+        };
+        Ok((plan, index))
+    }
+
+    fn body_bytes_max(&self, route: &Route) -> u64 {
+        route
+            .limits
+            .body_bytes_max
+            .unwrap_or(self.shared.settings.body_bytes_max)
+    }
+
+    async fn redirect(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        redirect: &Redirect,
+    ) -> Result<(), Stop> {
+        let uri = &session.req_header().uri;
+        let location = redirect
+            .location(uri.path(), uri.query(), &ctx.params)
+            .map_err(|_| {
+                Failure::bad_request("the path can't be put into the redirect's target")
+            })?;
+        let mut head = ResponseHeader::build(redirect.status, Some(12))?;
+        head.insert_header(header::LOCATION, location)?;
+        Ok(self.send(session, ctx, head, Bytes::new()).await?)
+    }
+
+    async fn respond(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        respond: &Respond,
+    ) -> Result<(), Stop> {
+        let mut head = ResponseHeader::build(respond.status, Some(12))?;
+        head.insert_header(header::CONTENT_TYPE, respond.content_type.clone())?;
+        Ok(self.send(session, ctx, head, respond.body.clone()).await?)
+    }
+
+    /// The upstreams of the request's route.
+    fn group<'c>(&self, ctx: &'c Ctx) -> Option<&'c crate::upstream::Group> {
+        let HandledBy::Route { plan, index } = &ctx.handled_by else {
+            return None;
+        };
+        match &plan.planned(*index)?.service {
+            Service::Upstreams(group) => Some(group),
+            Service::Guest(_) | Service::Fixed => None,
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        connection::mark_head_read();
+        Ctx::new()
+    }
+
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> pingora_core::Result<()> {
+        let settings = &self.shared.settings;
+        let peer = request::peer(session);
+        ctx.peer = peer.map(|a| a.ip().to_canonical());
+        ctx.peer_port = peer.map_or(0, |a| a.port());
+        ctx.peer_trusted = request::is_trusted(ctx.peer, settings);
+        let headers = &session.req_header().headers;
+        ctx.client = request::client(ctx.peer, headers, settings);
+        ctx.request_id = request::request_id(headers, ctx.peer_trusted);
+
+        session.set_write_timeout(Some(settings.timeouts.write));
+        session.set_read_timeout(Some(settings.timeouts.request_body));
+        session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+        // Pingora lets the client choose how long an idle connection stays, 0 meaning for ever.
+        if let Some(asked) = session.get_keepalive() {
+            let most = settings.timeouts.keepalive.as_secs().max(1);
+            session.set_keepalive(Some(if asked == 0 { most } else { asked.min(most) }));
+        }
+        Ok(())
+    }
+
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> pingora_core::Result<bool> {
+        match self.answer(session, ctx).await {
+            Ok(Next::Answered) => {
+                body::linger(session, DRAIN_TIMEOUT).await;
+                Ok(true)
+            }
+            Ok(Next::Upstream) => Ok(false),
+            Err(Stop::Connection(error)) => Err(error),
+            Err(Stop::Failure(failure)) => {
+                if failure.status == StatusCode::BAD_REQUEST
+                    || failure.status == StatusCode::REQUEST_TIMEOUT
+                {
+                    // What follows on this connection can't be trusted to begin with a request.
+                    session.set_keepalive(None);
+                }
+                self.send_failure(session, ctx, &failure).await?;
+                body::linger(session, DRAIN_TIMEOUT).await;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Ctx,
+    ) -> pingora_core::Result<()> {
+        // Pingora's timeout is per read; the body as a whole has a deadline too.
+        let timeout = self.shared.settings.timeouts.request_body;
+        let deadline = *ctx.body_deadline.get_or_insert(ctx.started + timeout);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() && !end {
+            return Error::e_explain(
+                ErrorType::HTTPStatus(408),
+                "the request body came too slowly",
+            );
+        }
+        if !session.is_upgrade_req() {
+            session.set_read_timeout(Some(left.max(Duration::from_millis(1))));
+        }
+        ctx.body_bytes += body.as_ref().map_or(0, |b| b.len() as u64);
+        let max = ctx.route().map_or(0, |route| self.body_bytes_max(route));
+        if ctx.body_bytes > max {
+            return Error::e_explain(
+                ErrorType::HTTPStatus(413),
+                "the request body is over the route's limit",
+            );
+        }
+        Ok(())
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> pingora_core::Result<Box<HttpPeer>> {
+        let HandledBy::Route { plan, index } = &ctx.handled_by else {
+            return Error::e_explain(
+                ErrorType::InternalError,
+                "no route for this upstream request",
+            );
+        };
+        let plan = Arc::clone(plan);
+        match plan.planned(*index).map(|planned| &planned.service) {
+            Some(Service::Upstreams(group)) => self.peer(group, ctx).await,
+            Some(Service::Guest(_) | Service::Fixed) | None => {
+                Error::e_explain(ErrorType::InternalError, "the route has no upstreams")
+            }
+        }
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        peer: &HttpPeer,
+        ctx: &mut Ctx,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        // Nothing was sent yet, so any method may be tried again, once per upstream.
+        let group = self.group(ctx);
+        if let (Some(group), Some(turn), Some(address)) =
+            (group, ctx.turn, peer.address().as_inet())
+        {
+            group
+                .select(turn, ctx.attempts.saturating_sub(1))
+                .connect_failed(*address);
+        }
+        error.set_retry(group.is_some_and(|group| ctx.attempts < group.members().len()));
+        error
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> pingora_core::Result<()> {
+        match self.group(ctx) {
+            Some(group) => self.edit_upstream_request(session, upstream, ctx, group),
+            None => Ok(()),
+        }
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> pingora_core::Result<()> {
+        self.finish_head(session, ctx, response)
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut Ctx,
+    ) -> FailToProxy {
+        let sent = session.response_written().is_some();
+        let failure = if sent { None } else { proxy::failure(error) };
+        let error_code = failure.as_ref().map_or(0, |f| f.status.as_u16());
+        if let Some(failure) = failure {
+            session.set_keepalive(None);
+            if let Err(error) = self.send_failure(session, ctx, &failure).await {
+                tracing::debug!(request_id = ctx.request_id, %error, "the client left before its answer");
+            }
+        }
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
+    }
+
+    fn persist_connection_context(
+        &self,
+        _session: &Session,
+        _ctx: &Ctx,
+    ) -> Option<Box<dyn std::any::Any + Send + Sync>> {
+        Some(Box::new(connection::Reused))
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
+        // Our own line says it.
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+        self.log(session, error, ctx);
+    }
+}
+
+/// Longest time to read on after an answer that came before the end of the request's body.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn not_found() -> Failure {
+    Failure::not_found("nothing is served at this path")
+}

@@ -1,0 +1,82 @@
+//! The routes, ready to serve: what a request needs is prepared here, before any port is bound.
+
+use std::sync::Arc;
+
+use crate::modules::{Registry, RegistryError};
+use crate::route::{BuildError, Route, Table, Target};
+use crate::sandbox::Prepared;
+use crate::telemetry::metrics::RouteMetrics;
+use crate::upstream::{Group, NoServers};
+
+/// All routes with what serves them. Swapped as one unit; a request keeps the plan it began with.
+pub struct Plan {
+    pub(super) table: Table,
+    /// By the index of the route in the configuration, as [`Table::find`] reports it.
+    planned: Vec<Planned>,
+}
+
+/// What serves one route.
+pub(super) struct Planned {
+    pub metrics: RouteMetrics,
+    pub service: Service,
+}
+
+pub(super) enum Service {
+    Guest(Arc<Prepared>),
+    Upstreams(Group),
+    /// The answer is in the route itself.
+    Fixed,
+}
+
+/// Why the routes can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Table(Vec<BuildError>),
+    #[error("route `{route}`: {error}")]
+    Module { route: String, error: RegistryError },
+    #[error("route `{route}`: {error}")]
+    Upstreams { route: String, error: NoServers },
+}
+
+impl Plan {
+    /// Compiles the modules, groups the upstreams and builds the table.
+    pub async fn prepare(routes: Vec<Route>, registry: &Registry) -> Result<Plan, PlanError> {
+        let mut planned = Vec::with_capacity(routes.len());
+        for route in &routes {
+            let service = match &route.target {
+                Target::Execute(execute) => {
+                    let prepared = registry.prepare_source(&execute.module).await;
+                    Service::Guest(prepared.map_err(|error| PlanError::Module {
+                        route: route.name.clone(),
+                        error,
+                    })?)
+                }
+                Target::Proxy(settings) => {
+                    let group = Group::new(settings.clone());
+                    Service::Upstreams(group.map_err(|error| PlanError::Upstreams {
+                        route: route.name.clone(),
+                        error,
+                    })?)
+                }
+                Target::Redirect(_) | Target::Respond(_) => Service::Fixed,
+            };
+            planned.push(Planned {
+                metrics: RouteMetrics::new(&route.name),
+                service,
+            });
+        }
+        let table = Table::build(routes).map_err(PlanError::Table)?;
+        Ok(Plan { table, planned })
+    }
+
+    /// A route, by the index that [`Table::find`] gave.
+    pub(super) fn route(&self, index: u32) -> Option<&Route> {
+        self.table.routes().get(index as usize)
+    }
+
+    /// What serves the route with this index.
+    pub(super) fn planned(&self, index: u32) -> Option<&Planned> {
+        self.planned.get(index as usize)
+    }
+}

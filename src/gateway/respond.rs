@@ -1,0 +1,208 @@
+//! How answers leave: the one place where a failure becomes HTTP and common headers are added.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use pingora_core::Error;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+use serde_json::{Map, Value, json};
+
+use super::{Ctx, Gateway};
+use crate::failure::Failure;
+use crate::limits;
+use crate::route::HeaderEdits;
+
+/// Why a request is not answered in the ordinary way.
+pub(super) enum Stop {
+    /// The client gets this failure.
+    Failure(Box<Failure>),
+    /// The connection or stream is broken: nothing more can be sent.
+    Connection(Box<Error>),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Stop {
+        Stop::Failure(Box::new(failure))
+    }
+}
+
+impl From<Box<Error>> for Stop {
+    fn from(error: Box<Error>) -> Stop {
+        Stop::Connection(error)
+    }
+}
+
+impl Gateway {
+    /// Writes a whole answer. A body is left out where HTTP has none (HEAD, 204, 304).
+    pub(super) async fn send(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        mut head: ResponseHeader,
+        body: Bytes,
+    ) -> Result<(), Box<Error>> {
+        self.finish_head(session, ctx, &mut head)?;
+        let bodiless = matches!(
+            head.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
+        if !bodiless {
+            head.insert_header(header::CONTENT_LENGTH, body.len())?;
+        }
+        let silent = bodiless || session.req_header().method == Method::HEAD || body.is_empty();
+        session
+            .write_response_header(Box::new(head), silent)
+            .await?;
+        if !silent {
+            session.write_response_body(Some(body), true).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a failure as JSON: `{"error", "code", "request_id"}` and what else belongs to it.
+    pub(super) async fn send_failure(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        failure: &Failure,
+    ) -> Result<(), Box<Error>> {
+        self.send_failure_with(session, ctx, failure, Map::new())
+            .await
+    }
+
+    /// As [`Gateway::send_failure`], with more members in the body.
+    pub(super) async fn send_failure_with(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        failure: &Failure,
+        more: Map<String, Value>,
+    ) -> Result<(), Box<Error>> {
+        ctx.failure = Some(failure.code);
+        let head = failure_head(failure)?;
+        let body = failure_body(failure, &ctx.request_id, more);
+        self.send(session, ctx, head, body).await
+    }
+
+    /// Adds what every response carries: the id, the rate limit's state, security headers, and last
+    /// the route's own edits, which override all of it.
+    pub(super) fn finish_head(
+        &self,
+        session: &Session,
+        ctx: &Ctx,
+        head: &mut ResponseHeader,
+    ) -> Result<(), Box<Error>> {
+        head.insert_header("x-request-id", ctx.request_id.as_str())?;
+        if let Some(decision) = &ctx.decision {
+            for (name, value) in limits::headers(decision) {
+                head.insert_header(name, value)?;
+            }
+        }
+        let settings = &self.shared.settings;
+        for (name, value) in &settings.headers.response_set {
+            set_if_absent(head, name, value)?;
+        }
+        if let Some(hsts) = &settings.hsts
+            && is_tls(session)
+        {
+            set_if_absent(head, &header::STRICT_TRANSPORT_SECURITY, hsts)?;
+        }
+        if let Some(edits) = ctx.route_headers() {
+            edit_response(head, edits)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the client's connection is TLS.
+pub(super) fn is_tls(session: &Session) -> bool {
+    session.digest().is_some_and(|d| d.ssl_digest.is_some())
+}
+
+/// The head of a failure, without what [`Gateway::finish_head`] adds.
+fn failure_head(failure: &Failure) -> Result<ResponseHeader, Box<Error>> {
+    let mut head = ResponseHeader::build(failure.status, Some(16))?;
+    head.insert_header(header::CONTENT_TYPE, "application/json")?;
+    head.insert_header(header::CACHE_CONTROL, "no-store")?;
+    if let Some(after) = failure.retry_after {
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        head.insert_header(header::RETRY_AFTER, seconds.max(1))?;
+    }
+    if let Some(allow) = &failure.allow {
+        head.insert_header(header::ALLOW, allow.as_str())?;
+    }
+    if failure.status == StatusCode::UNAUTHORIZED {
+        head.insert_header(header::WWW_AUTHENTICATE, "Bearer realm=\"wasm-wizard\"")?;
+    }
+    Ok(head)
+}
+
+fn failure_body(failure: &Failure, request_id: &str, mut more: Map<String, Value>) -> Bytes {
+    more.insert("error".into(), json!(failure.message));
+    more.insert("code".into(), json!(failure.code));
+    more.insert("request_id".into(), json!(request_id));
+    let mut text = Value::Object(more).to_string();
+    text.push('\n');
+    Bytes::from(text)
+}
+
+fn edit_response(head: &mut ResponseHeader, edits: &HeaderEdits) -> Result<(), Box<Error>> {
+    for name in &edits.response_remove {
+        head.remove_header(name);
+    }
+    for (name, value) in &edits.response_set {
+        head.insert_header(name.clone(), value.clone())?;
+    }
+    Ok(())
+}
+
+fn set_if_absent(
+    head: &mut ResponseHeader,
+    name: &HeaderName,
+    value: &HeaderValue,
+) -> Result<(), Box<Error>> {
+    if !head.headers.contains_key(name) {
+        head.insert_header(name.clone(), value.clone())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_says_what_when_and_who_to_ask() {
+        let failure =
+            Failure::unavailable("busy", "try \"later\"").retry_after(Duration::from_millis(1500));
+        let head = failure_head(&failure).unwrap();
+        assert_eq!(head.status, 503);
+        assert_eq!(head.headers["retry-after"], "2");
+        let body = failure_body(&failure, "id-1", Map::new());
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            body,
+            json!({"error": "try \"later\"", "code": "busy", "request_id": "id-1"})
+        );
+    }
+
+    #[test]
+    fn route_edits_override_security_headers() {
+        let mut head = ResponseHeader::build(200, None).unwrap();
+        head.insert_header("x-frame-options", "DENY").unwrap();
+        head.insert_header("x-a", "1").unwrap();
+        let edits = HeaderEdits {
+            response_set: vec![(
+                "x-frame-options".parse().unwrap(),
+                "SAMEORIGIN".parse().unwrap(),
+            )],
+            response_remove: vec!["x-a".parse().unwrap()],
+            ..HeaderEdits::default()
+        };
+        edit_response(&mut head, &edits).unwrap();
+        assert_eq!(head.headers["x-frame-options"], "SAMEORIGIN");
+        assert!(!head.headers.contains_key("x-a"));
+    }
+}

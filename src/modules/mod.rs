@@ -1,0 +1,147 @@
+//! The registry: from a name or an id to a prepared guest.
+
+mod counts;
+mod file;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::Utc;
+
+use crate::route::ModuleSource;
+use crate::sandbox::{self, ModuleError, Prepared, Sandbox};
+use crate::store::Store;
+use crate::store::modules::Module;
+
+use counts::Counts;
+
+/// Turns stored modules and files into prepared guests, and counts executions. Cheap to clone; all
+/// clones share the counts.
+#[derive(Clone)]
+pub struct Registry {
+    store: Store,
+    sandbox: Sandbox,
+    /// Largest file read as a module, in bytes.
+    wasm_bytes_max: u64,
+    counts: Arc<Counts>,
+}
+
+/// Why there is no prepared guest.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("there is no module {0}")]
+    NotFound(String),
+    #[error("{path}: {source}", path = .path.display())]
+    File {
+        path: std::path::PathBuf,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+}
+
+impl Registry {
+    /// `wasm_bytes_max` bounds the files that routes name.
+    pub fn new(store: Store, sandbox: Sandbox, wasm_bytes_max: u64) -> Registry {
+        Registry {
+            store,
+            sandbox,
+            wasm_bytes_max,
+            counts: Arc::default(),
+        }
+    }
+
+    /// The prepared guest of a stored module: from the sandbox's cache, else from its blob.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotFound`] when the module was deleted meanwhile.
+    pub async fn prepare(&self, module: &Module) -> Result<Arc<Prepared>, RegistryError> {
+        if let Some(prepared) = self.sandbox.prepared(&module.hash) {
+            return Ok(prepared);
+        }
+        let not_found = || RegistryError::NotFound(module.id.to_string());
+        let wasm = self.store.blob(&module.hash).await?.ok_or_else(not_found)?;
+        Ok(self.sandbox.prepare(wasm).await?)
+    }
+
+    /// The prepared guest of a route. Reads the file or the module's row each time: for start and
+    /// reload, not for each request.
+    ///
+    /// # Errors
+    /// [`RegistryError::File`] also when the file is not a regular one, or too large.
+    pub async fn prepare_source(
+        &self,
+        source: &ModuleSource,
+    ) -> Result<Arc<Prepared>, RegistryError> {
+        match source {
+            ModuleSource::File(path) => {
+                let wasm = self.read_module(path).await?;
+                Ok(self.sandbox.prepare(wasm).await?)
+            }
+            ModuleSource::Stored(id) => {
+                let not_found = || RegistryError::NotFound(id.to_string());
+                let module = self.store.module(*id).await?.ok_or_else(not_found)?;
+                self.prepare(&module).await
+            }
+        }
+    }
+
+    /// Notes one execution; written by [`Registry::flush`]. Never waits.
+    pub fn executed(&self, module_id: uuid::Uuid) {
+        self.counts.note(module_id, Utc::now());
+    }
+
+    /// Writes the noted executions to the database. On failure, or when dropped halfway, what is
+    /// not written stays noted.
+    pub async fn flush(&self) -> Result<(), RegistryError> {
+        let dropped = self.counts.take_dropped();
+        if dropped > 0 {
+            tracing::warn!(
+                executions = dropped,
+                "too many modules ran since the last flush to count them all"
+            );
+        }
+        let mut batch = self.counts.take();
+        while let Some(chunk) = batch.next_chunk() {
+            self.store.modules_executed(chunk).await?;
+            batch.chunk_written();
+        }
+        Ok(())
+    }
+
+    async fn read_module(&self, path: &Path) -> Result<Bytes, RegistryError> {
+        let failed = |source| RegistryError::File {
+            path: path.to_owned(),
+            source,
+        };
+        let bytes = file::read_bounded(path, self.wasm_bytes_max)
+            .await
+            .map_err(failed)?;
+        if !file::is_text(path) {
+            return Ok(bytes);
+        }
+        // Translating a large text takes a while, which no connection's thread should spend.
+        let translated = tokio::task::spawn_blocking(move || sandbox::to_binary(bytes)).await;
+        Ok(translated.unwrap_or_else(|error| Err(ModuleError::Internal(error.to_string())))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The futures are spawned; that they can be is held here, where they are written.
+    #[test]
+    fn the_futures_may_move_between_threads() {
+        fn sendable<T: Send>(_: T) {}
+        fn check(registry: &Registry, module: &Module, source: &ModuleSource) {
+            sendable(registry.prepare(module));
+            sendable(registry.prepare_source(source));
+            sendable(registry.flush());
+        }
+        let _: fn(&Registry, &Module, &ModuleSource) = check;
+    }
+}

@@ -1,0 +1,127 @@
+//! Workers that misbehave: shell scripts in the worker's place.
+
+use std::cell::Cell;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::{Failure, compile};
+use crate::sandbox::{CompileSettings, ModuleError};
+
+struct Script {
+    folder: TempDir,
+    settings: CompileSettings,
+}
+
+/// A worker that does what the script says. The script may write its pid to `$HERE/pid`.
+fn script(lines: &str, timeout: Duration) -> Script {
+    let folder = tempfile::tempdir().unwrap();
+    let worker = folder.path().join("worker");
+    let here = folder.path().display();
+    fs::write(
+        &worker,
+        format!("#!/bin/sh\nHERE={here}\necho $$ > $HERE/pid\n{lines}\n"),
+    )
+    .unwrap();
+    fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = CompileSettings {
+        worker,
+        workers_max: 1,
+        queue_max: 0,
+        timeout,
+        memory_bytes_max: 1 << 30,
+    };
+    Script { folder, settings }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+impl Script {
+    fn run(&self, abandoned: impl Fn() -> bool) -> Result<Vec<u8>, Failure> {
+        compile(&self.settings, &vec![0; 300_000], 1 << 20, abandoned)
+    }
+
+    fn error(&self) -> ModuleError {
+        match self.run(|| false) {
+            Err(Failure::Module(error)) => error,
+            Err(Failure::Abandoned) => panic!("nobody gave up"),
+            Ok(artifact) => panic!("{} bytes", artifact.len()),
+        }
+    }
+
+    /// Whether the worker is gone, and no zombie is left.
+    fn is_gone(&self) -> bool {
+        let Ok(pid) = fs::read_to_string(self.folder.path().join("pid")) else {
+            // It was killed before its first line.
+            return true;
+        };
+        !Path::new("/proc").join(pid.trim()).exists()
+    }
+}
+
+#[test]
+fn a_worker_that_never_answers_is_killed_in_time() {
+    let script = script("exec sleep 1000", Duration::from_millis(300));
+    let begun = Instant::now();
+    assert!(matches!(script.error(), ModuleError::CompileLimit(_)));
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(script.is_gone());
+}
+
+#[test]
+fn a_worker_nobody_waits_for_is_killed() {
+    let script = script("exec sleep 1000", LONG);
+    let looks = Cell::new(0);
+    let result = script.run(|| {
+        looks.set(looks.get() + 1);
+        looks.get() > 3
+    });
+    assert!(matches!(result, Err(Failure::Abandoned)));
+    assert!(script.is_gone());
+}
+
+#[test]
+fn how_a_worker_dies_says_whose_fault_it_is() {
+    for signal in ["ABRT", "SEGV", "KILL", "XCPU"] {
+        let script = script(&format!("kill -{signal} $$"), LONG);
+        let error = script.error();
+        assert!(
+            matches!(error, ModuleError::CompileLimit(_)),
+            "{signal}: {error:?}"
+        );
+        assert!(script.is_gone());
+    }
+    for lines in [
+        "exit 0",
+        "exit 3",
+        "kill -TERM $$",
+        "cat > /dev/null",
+        "echo hello",
+    ] {
+        let script = script(lines, LONG);
+        let error = script.error();
+        assert!(
+            matches!(error, ModuleError::Internal(_)),
+            "{lines}: {error:?}"
+        );
+        assert!(script.is_gone());
+    }
+}
+
+#[test]
+fn a_worker_that_talks_without_end_is_cut_off() {
+    let script = script("exec cat /dev/zero", LONG);
+    assert!(matches!(script.error(), ModuleError::CompileLimit(_)));
+    assert!(script.is_gone());
+}
+
+#[test]
+fn a_worker_that_is_no_program_is_our_failure() {
+    let script = script("", LONG);
+    fs::write(&script.settings.worker, "not a program").unwrap();
+    fs::set_permissions(&script.settings.worker, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(matches!(script.error(), ModuleError::Internal(_)));
+}

@@ -1,0 +1,270 @@
+//! What instrumentation must not change, and what it must.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use wasmer::sys::{CompilerConfig, Cranelift, EngineBuilder, NativeEngineExt};
+use wasmer::{Engine, Instance, Module, Store, Value};
+
+use super::super::memory::MemoryPool;
+use super::super::tunables::{SandboxTunables, making};
+use super::{Instrument, STOP};
+
+/// A module with `_start` and `memory` compiled here, with polls in loops or without.
+fn instance(text: &str, poll_loops: bool) -> (Store, Instance, NonNull<AtomicI64>) {
+    let mut cranelift = Cranelift::new();
+    cranelift.push_middleware(Arc::new(Instrument {
+        poll_loops,
+        plan: std::sync::OnceLock::new(),
+    }));
+    let mut engine: Engine = EngineBuilder::new(cranelift).engine().into();
+    engine.set_tunables(SandboxTunables::new(MemoryPool::new(1), 1000, 1 << 20));
+    let module = Module::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+    let mut store = Store::new(engine);
+    let (instance, made) = making(1 << 30, || {
+        Instance::new_by_index(&mut store, &module, &[]).unwrap()
+    });
+    (store, instance, made.stop.unwrap())
+}
+
+/// Runs `body` as `_start`, with two pages of memory and two tables of ten; the trap's text.
+fn run(body: &str) -> Result<(), String> {
+    let text = format!(
+        "(module (memory (export \"memory\") 2) (table $t 10 funcref) (table $u 10 20 funcref)
+          (data $p \"0123456789\") (data $a (i32.const 0) \"abc\")
+          (elem $e func $f $f $f) (elem $b (table $t) (i32.const 1) func $f)
+          (global $g (mut i32) (i32.const 41))
+          (func $f) (func (export \"_start\") (local $i i32) {body}))"
+    );
+    let (mut store, instance, _) = instance(&text, false);
+    let start = instance.exports.get_function("_start").unwrap().clone();
+    start
+        .call(&mut store, &[])
+        .map(drop)
+        .map_err(|error| error.message())
+}
+
+const MEMORY: &str = "out of bounds memory access";
+const TABLE: &str = "undefined element: out of bounds table access";
+
+fn i32s(numbers: [i64; 3]) -> String {
+    numbers
+        .map(|number| format!("(i32.const {number})"))
+        .join(" ")
+}
+
+#[test]
+fn bulk_memory_traps_exactly_where_it_must() {
+    let end = 2 * 65536;
+    let max = 0xffff_ffff;
+    for (d, n, ok) in [
+        (0, 0, true),
+        (end, 0, true),
+        (end + 1, 0, false),
+        (0, end, true),
+        (1, end, false),
+        (end - 1, 1, true),
+        (max, 1, false),
+        (max, 0, false),
+        (max, max, false),
+        (1, max, false),
+        (0, max, false),
+        (0x8000_0000, 0x8000_0000, false),
+    ] {
+        let expected = if ok { Ok(()) } else { Err(MEMORY.to_owned()) };
+        assert_eq!(
+            run(&format!("(memory.fill {})", i32s([d, 7, n]))),
+            expected,
+            "fill {d} {n}"
+        );
+        let copy = format!("(memory.copy {})", i32s([d, 0, n.min(end)]));
+        assert_eq!(
+            run(&copy),
+            if d + n.min(end) <= end {
+                Ok(())
+            } else {
+                expected.clone()
+            }
+        );
+        let from = format!("(memory.copy {})", i32s([0, d, n.min(end)]));
+        assert_eq!(
+            run(&from),
+            if d + n.min(end) <= end {
+                Ok(())
+            } else {
+                expected.clone()
+            }
+        );
+    }
+}
+
+#[test]
+fn bulk_memory_still_does_its_work() {
+    run(
+        "(memory.fill (i32.const 65530) (i32.const 0x1ff) (i32.const 10))
+         (memory.copy (i32.const 10) (i32.const 65531) (i32.const 4))
+         (memory.init $p (i32.const 100) (i32.const 2) (i32.const 3))
+         (if (i32.ne (i32.load (i32.const 10)) (i32.const -1)) (then unreachable))
+         (if (i32.load8_u (i32.const 14)) (then unreachable))
+         (if (i32.load8_u (i32.const 65540)) (then unreachable))
+         (if (i32.ne (i32.load (i32.const 100)) (i32.const 0x343332)) (then unreachable))
+         (if (i32.ne (i32.load (i32.const 0)) (i32.const 0x636261)) (then unreachable))
+         (if (i32.ne (global.get $g) (i32.const 41)) (then unreachable))",
+    )
+    .unwrap();
+}
+
+#[test]
+fn segments_end_where_they_end_and_are_gone_when_dropped() {
+    let init =
+        |segment: &str, d, s, n| run(&format!("(memory.init {segment} {})", i32s([d, s, n])));
+    assert_eq!(init("$p", 0, 0, 10), Ok(()));
+    assert_eq!(init("$p", 0, 10, 0), Ok(()));
+    assert_eq!(init("$p", 0, 1, 10), Err(MEMORY.into()));
+    assert_eq!(init("$p", 0, 11, 0), Err(MEMORY.into()));
+    assert_eq!(init("$p", 0, 0xffff_ffff, 2), Err(MEMORY.into()));
+    assert_eq!(init("$p", 131072, 0, 1), Err(MEMORY.into()));
+    assert_eq!(init("$a", 0, 0, 0), Ok(()));
+    assert_eq!(init("$a", 0, 0, 1), Err(MEMORY.into()));
+    let dropped = |n| {
+        run(&format!(
+            "(data.drop $p) (data.drop $p) (memory.init $p {})",
+            i32s([0, 0, n])
+        ))
+    };
+    assert_eq!(dropped(0), Ok(()));
+    assert_eq!(dropped(1), Err(MEMORY.into()));
+
+    let table =
+        |segment: &str, d, s, n| run(&format!("(table.init $u {segment} {})", i32s([d, s, n])));
+    assert_eq!(table("$e", 7, 0, 3), Ok(()));
+    assert_eq!(table("$e", 8, 0, 3), Err(TABLE.into()));
+    assert_eq!(table("$e", 0, 1, 3), Err(TABLE.into()));
+    assert_eq!(table("$b", 0, 0, 0), Ok(()));
+    assert_eq!(table("$b", 0, 0, 1), Err(TABLE.into()));
+    let dropped = |n| {
+        run(&format!(
+            "(elem.drop $e) (table.init $u $e {})",
+            i32s([0, 0, n])
+        ))
+    };
+    assert_eq!(dropped(0), Ok(()));
+    assert_eq!(dropped(1), Err(TABLE.into()));
+}
+
+#[test]
+fn tables_trap_exactly_where_they_must() {
+    for (index, ok) in [(0, true), (9, true), (10, false), (0xffff_ffff, false)] {
+        let expected = if ok { Ok(()) } else { Err(TABLE.to_owned()) };
+        let at = format!("(i32.const {index})");
+        assert_eq!(run(&format!("(drop (table.get $t {at}))")), expected);
+        assert_eq!(run(&format!("(table.set $u {at} (ref.func $f))")), expected);
+        assert_eq!(
+            run(&format!(
+                "(table.fill $u {at} (ref.null func) (i32.const 1))"
+            )),
+            expected
+        );
+        assert_eq!(
+            run(&format!("(table.copy $t $u {})", i32s([index, 0, 1]))),
+            expected
+        );
+        assert_eq!(
+            run(&format!("(table.copy $u $t {})", i32s([0, index, 1]))),
+            expected
+        );
+    }
+    run("(table.set $u (i32.const 3) (ref.func $f))
+         (table.fill $u (i32.const 5) (ref.func $f) (i32.const 2))
+         (table.copy $t $u (i32.const 0) (i32.const 3) (i32.const 4))
+         (if (ref.is_null (table.get $t (i32.const 0))) (then unreachable))
+         (if (i32.eqz (ref.is_null (table.get $t (i32.const 1)))) (then unreachable))
+         (if (ref.is_null (table.get $t (i32.const 3))) (then unreachable))
+         (call_indirect $t (i32.const 2))
+         (drop (table.grow $u (ref.func $f) (i32.const 3)))
+         (call_indirect $u (i32.const 12))")
+    .unwrap();
+}
+
+#[test]
+fn unreachable_code_may_hold_any_operator() {
+    let message = run(
+        "(unreachable) (memory.fill) (memory.copy) (table.set $t) (table.copy $t $u)
+         (drop (table.get $t)) (memory.init $p) (data.drop $p) (drop (memory.grow)) (call $f)",
+    );
+    assert_eq!(message, Err("unreachable".into()));
+}
+
+#[test]
+fn only_what_is_called_stays_exported_and_the_start_function_waits() {
+    let (store, instance, _) = instance(
+        "(module (memory (export \"memory\") 1) (global (export \"g\") i32 (i32.const 1))
+           (table (export \"t\") 1 funcref) (func $s unreachable) (start $s)
+           (func (export \"_start\")) (func (export \"other\")))",
+        false,
+    );
+    let mut names: Vec<&str> = instance
+        .exports
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["_start", "memory", "wasm-wizard:start"]);
+    drop(store);
+}
+
+/// Runs `_start` while another thread stores the order to stop until it ends.
+fn stopped_by_polls(text: &str) {
+    struct Shared(NonNull<AtomicI64>);
+    // SAFETY: the global lives until the store is dropped, after the thread is joined.
+    #[expect(unsafe_code, reason = "the watchdog's part is played here")]
+    unsafe impl Send for Shared {}
+
+    let (mut store, instance, stop) = instance(text, true);
+    let start = instance.exports.get_function("_start").unwrap().clone();
+    let done = Arc::new(AtomicI64::new(0));
+    let (ended, shared) = (Arc::clone(&done), Shared(stop));
+    let thread = thread::spawn(move || {
+        let shared = shared;
+        let begun = Instant::now();
+        while ended.load(Ordering::Acquire) == 0 {
+            if begun.elapsed() > Duration::from_secs(60) {
+                std::process::abort();
+            }
+            thread::sleep(Duration::from_millis(1));
+            // SAFETY: as above.
+            #[expect(unsafe_code, reason = "the watchdog's part is played here")]
+            unsafe {
+                shared.0.as_ref().store(STOP, Ordering::Release);
+            }
+        }
+    });
+    let result: Result<Box<[Value]>, _> = start.call(&mut store, &[]);
+    done.store(1, Ordering::Release);
+    thread.join().unwrap();
+    assert_eq!(result.unwrap_err().message(), "unreachable", "{text}");
+}
+
+#[test]
+fn polls_alone_stop_loops_and_recursion_where_there_is_no_signal() {
+    for body in [
+        "(loop (br 0))",
+        "(local i32) (loop (local.set 0 (i32.add (local.get 0) (i32.const 1))) (br_if 0 (i32.const 1)))",
+        "(loop (call $leaf) (br 0))",
+        "(drop (call $fib (i32.const 60)))",
+        "(loop (drop (memory.grow (i32.const 0))) (br 0))",
+    ] {
+        stopped_by_polls(&format!(
+            "(module (memory (export \"memory\") 1) (func $leaf)
+               (func $fib (param i32) (result i32)
+                 (if (result i32) (i32.lt_u (local.get 0) (i32.const 2))
+                   (then (local.get 0))
+                   (else (i32.add (call $fib (i32.sub (local.get 0) (i32.const 1)))
+                                  (call $fib (i32.sub (local.get 0) (i32.const 2)))))))
+               (func (export \"_start\") {body}))"
+        ));
+    }
+}

@@ -1,0 +1,227 @@
+//! The sandbox: untrusted WebAssembly in, an [`Outcome`] out. The only place that knows Wasmer.
+//!
+//! The rest of the program sees four steps and no engine: [`Sandbox::check`] says whether bytes
+//! are a module we would run, [`Sandbox::prepare`] compiles and links them once, [`Sandbox::run`]
+//! runs one fresh guest under [`GuestLimits`], and [`abi`] turns HTTP into a [`Call`] and the
+//! guest's output back into HTTP.
+//!
+//! In reading order: bytes become binary (`text`) and are judged (`check`); `compile` has them
+//! compiled in a child process (`worker`) with additions of ours (`instrument`) and loads the
+//! result (`engine`) into the `cache`; the `executor` finds a thread, `guest` runs on it with
+//! `memory` and limits (`tunables`) under a `deadline`, and talks to `wasi`.
+
+pub mod abi;
+
+mod outcome;
+mod settings;
+
+mod check;
+mod hash;
+mod text;
+
+mod cache;
+mod compile;
+mod engine;
+mod instrument;
+mod worker;
+
+mod deadline;
+mod executor;
+mod guest;
+mod memory;
+mod pipe;
+mod stop;
+mod tunables;
+mod wasi;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use self::compile::Compilers;
+use self::executor::Executor;
+use self::memory::MemoryPool;
+use crate::telemetry::metrics::metrics;
+
+pub use engine::Prepared;
+pub use hash::ModuleHash;
+pub use outcome::{End, Outcome, Usage};
+pub use pipe::{PipeError, PipeReader, PipeWriter, pipe};
+pub use settings::{CompileSettings, GuestLimits, Settings};
+pub use stop::StopSignal;
+pub use text::{TEXT_BYTES_MAX, to_binary};
+pub use worker::compile_worker;
+
+/// What one guest gets.
+pub struct Call {
+    /// `argv`; the first is the program's name.
+    pub args: Vec<String>,
+    /// Environment variables, in order.
+    pub env: Vec<(String, String)>,
+    /// All of standard input.
+    pub stdin: Bytes,
+    /// Where standard output goes.
+    pub stdout: Stdout,
+    pub limits: GuestLimits,
+}
+
+/// Where a guest's standard output goes.
+pub enum Stdout {
+    /// Kept up to `stdout_bytes_max` and handed back in [`Outcome::stdout`].
+    Collect,
+    /// Written to a bounded pipe as the guest writes it; [`Outcome::stdout`] stays empty. The guest
+    /// waits while the pipe is full; its deadline goes on running.
+    Pipe(PipeWriter),
+}
+
+/// Why bytes can't become a [`Prepared`] module.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ModuleError {
+    /// The bytes are not a module we accept: the client's mistake, with what to do about it.
+    #[error("{0}")]
+    Invalid(String),
+    /// The module asks for more than the limits give at load (memory minimum, table size, start…).
+    #[error("{0}")]
+    OverLimit(String),
+    /// Compiling took longer or more memory than allowed.
+    #[error("{0}")]
+    CompileLimit(String),
+    /// All compilers are busy; the same call may go through later.
+    #[error("all compilers are busy")]
+    Busy,
+    /// Our own failure; the text is for the log, not for a client.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Why a guest was not even started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// All guest threads and the queue are full.
+    #[error("all guest slots are busy")]
+    Busy,
+    /// The sandbox is shutting down.
+    #[error("the sandbox is shutting down")]
+    ShuttingDown,
+}
+
+/// The engine, its compilers, its cache of prepared modules and its guest threads. Cheap to clone.
+#[derive(Clone)]
+pub struct Sandbox {
+    compilers: Compilers,
+    executor: Arc<Executor>,
+}
+
+impl Sandbox {
+    /// Starts the watchdog and installs the signal handlers; threads for guests and compiles are
+    /// made when there is work for them.
+    ///
+    /// The handlers are for SIGSEGV, SIGILL, SIGFPE and one real-time signal (SIGRTMIN + 7):
+    /// whatever else in the process handles those must be installed before.
+    pub fn start(settings: Settings) -> Result<Sandbox, ModuleError> {
+        let worker = &settings.compile.worker;
+        if !worker.is_absolute() || !worker.is_file() {
+            return Err(ModuleError::Internal(format!(
+                "the compile worker {} is not a file with an absolute path",
+                worker.display()
+            )));
+        }
+        deadline::start().map_err(|error| {
+            ModuleError::Internal(format!("the watchdog of guests does not start: {error}"))
+        })?;
+        engine::install_trap_handlers();
+        let memories = MemoryPool::new(settings.guests_max);
+        let executor = Executor::new(
+            settings.guests_max,
+            settings.queue_max,
+            settings.queue_timeout,
+        );
+        Ok(Sandbox {
+            compilers: Compilers::new(settings, memories),
+            executor: Arc::new(executor),
+        })
+    }
+
+    /// Whether these bytes are a module we would run: format, features, imports, exports and
+    /// bounds. Does not compile. Takes WebAssembly binary only (see [`to_binary`]).
+    ///
+    /// Takes about 10 ms for a MiB of code, so async callers with large modules should run it on a
+    /// blocking thread, or let [`Sandbox::prepare`] do it.
+    pub fn check(&self, wasm: &[u8]) -> Result<(), ModuleError> {
+        check::check(wasm, self.compilers.limits())
+    }
+
+    /// The module ready to run: from the cache, or checked and compiled now. Concurrent calls for
+    /// the same bytes compile once. When all of them are dropped, the compile is stopped.
+    pub async fn prepare(&self, wasm: Bytes) -> Result<Arc<Prepared>, ModuleError> {
+        self.compilers.prepare(wasm).await
+    }
+
+    /// The module ready to run if the cache has it.
+    pub fn prepared(&self, hash: &ModuleHash) -> Option<Arc<Prepared>> {
+        self.compilers.cache().get(hash)
+    }
+
+    /// Runs one fresh guest to its end. Dropping the future stops the guest. Needs a tokio runtime
+    /// with its clock enabled.
+    pub async fn run(&self, module: Arc<Prepared>, call: Call) -> Result<Outcome, RunError> {
+        let mut counted = Counted(false);
+        let result = self.executor.run(module, call).await;
+        counted.0 = true;
+        match &result {
+            Ok(Outcome { end, usage, .. }) => metrics().guest_ended(
+                end.status(),
+                usage.wall,
+                usage.cpu,
+                usage.queued,
+                usage.memory_peak_bytes,
+            ),
+            Err(RunError::Busy | RunError::ShuttingDown) => metrics().guest_rejected(),
+        }
+        result
+    }
+
+    /// Guests running now and waiting for a thread: for metrics and for shutdown.
+    pub fn load(&self) -> Load {
+        let (running, queued) = self.executor.load();
+        Load {
+            running,
+            queued,
+            modules_cached: self.compilers.cache().len(),
+        }
+    }
+
+    /// Refuses new guests from now on. Those running and queued go on.
+    pub fn shut_down(&self) {
+        self.executor.shut_down();
+    }
+}
+
+/// Counts a guest as cancelled when nobody waited for its end.
+struct Counted(bool);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if !self.0 {
+            metrics().guest_cancelled();
+        }
+    }
+}
+
+/// Whether these bytes are a module that a sandbox with these settings would run, as
+/// [`Sandbox::check`], without starting one.
+pub fn check(wasm: &[u8], settings: &Settings) -> Result<(), ModuleError> {
+    let limits = check::Limits {
+        wasm_bytes_max: settings.wasm_bytes_max,
+        table_elements_max: settings.table_elements_max,
+    };
+    check::check(wasm, limits)
+}
+
+/// How busy the sandbox is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Load {
+    pub running: usize,
+    pub queued: usize,
+    pub modules_cached: usize,
+}

@@ -1,0 +1,65 @@
+//! What an operator may set about the sandbox, and what one guest may use.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Settings of the whole sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Largest module accepted, in bytes of WebAssembly binary.
+    pub wasm_bytes_max: u64,
+    /// Guests that run at the same time, each on a thread of its own.
+    pub guests_max: usize,
+    /// Guests that may wait for a thread; one more is refused.
+    pub queue_max: usize,
+    /// Longest time a guest waits for a thread before it is refused.
+    pub queue_timeout: Duration,
+    /// Native stack of a guest, in bytes. More is a trap. At least 8 KiB is given.
+    pub stack_bytes: usize,
+    /// Elements in a table, at start and after growth.
+    pub table_elements_max: u32,
+    /// Memory that prepared modules may hold together, in bytes: machine code and what belongs to
+    /// it. A module that would need all of it alone is refused.
+    pub cache_bytes_max: u64,
+    pub compile: CompileSettings,
+}
+
+/// Bounds of the child process that compiles untrusted bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompileSettings {
+    /// The program started as `PROGRAM compile-worker`: this executable, by its absolute path.
+    pub worker: PathBuf,
+    /// Compiles at the same time.
+    pub workers_max: usize,
+    /// Compiles that may wait; one more is refused with [`super::ModuleError::Busy`].
+    pub queue_max: usize,
+    /// Wall-clock time of one compile.
+    pub timeout: Duration,
+    /// Address space of the child, in bytes; a compile of one MiB takes some hundred MiB.
+    pub memory_bytes_max: u64,
+}
+
+/// What one guest may use. Going over ends it with the matching [`super::End`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestLimits {
+    /// Wall-clock time from the first instruction, start section included.
+    pub deadline: Duration,
+    /// Linear memory, at start and after growth.
+    pub memory_bytes_max: u64,
+    /// Standard output in all.
+    pub stdout_bytes_max: u64,
+    /// Standard error kept; what is written beyond it is dropped.
+    pub stderr_bytes_max: u64,
+}
+
+impl GuestLimits {
+    /// The tighter of two limits, one by one.
+    pub fn min(self, other: GuestLimits) -> GuestLimits {
+        GuestLimits {
+            deadline: self.deadline.min(other.deadline),
+            memory_bytes_max: self.memory_bytes_max.min(other.memory_bytes_max),
+            stdout_bytes_max: self.stdout_bytes_max.min(other.stdout_bytes_max),
+            stderr_bytes_max: self.stderr_bytes_max.min(other.stderr_bytes_max),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! How Wasmer makes memories, tables and globals for a guest: from our pool and within its limits.
+
+#![expect(unsafe_code, reason = "implements Wasmer's unsafe trait methods")]
+
+use std::cell::RefCell;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+use wasmer::sys::vm::VMConfig;
+use wasmer::sys::{BaseTunables, Tunables};
+use wasmer::{GlobalType, MemoryError, MemoryType, TableType};
+use wasmer_types::{MemoryStyle, TableStyle};
+use wasmer_vm::{
+    VMGlobal, VMGlobalDefinition, VMMemory, VMMemoryDefinition, VMTable, VMTableDefinition,
+};
+
+use super::memory::{MemoryPool, MemoryRecord, PAGE_BYTES, PAGES_MAX};
+
+/// Tunables of one module's engine.
+pub(super) struct SandboxTunables {
+    base: BaseTunables,
+    memories: MemoryPool,
+    table_elements_max: u32,
+    vm: VMConfig,
+}
+
+/// What instantiation made for one guest.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    pages_max: u32,
+    pub memory: Option<Arc<MemoryRecord>>,
+    /// The memory was larger from the start than the guest may have.
+    pub memory_over_limit: bool,
+    /// The hidden global of [`super::instrument`], in the instance.
+    pub stop: Option<NonNull<AtomicI64>>,
+}
+
+thread_local! {
+    /// The guest that this thread instantiates: Wasmer hands no context to the tunables.
+    static MAKING: RefCell<Option<Made>> = const { RefCell::new(None) };
+}
+
+/// Runs `instantiate`, with memory limited to `memory_bytes_max`, and tells what it made.
+pub(super) fn making<R>(memory_bytes_max: u64, instantiate: impl FnOnce() -> R) -> (R, Made) {
+    let pages_max = u32::try_from(memory_bytes_max / PAGE_BYTES as u64)
+        .map_or(PAGES_MAX, |pages| pages.min(PAGES_MAX));
+    MAKING.set(Some(Made {
+        pages_max,
+        ..Made::default()
+    }));
+    let result = instantiate();
+    (result, MAKING.take().unwrap_or_default())
+}
+
+impl SandboxTunables {
+    pub(super) fn new(
+        memories: MemoryPool,
+        table_elements_max: u32,
+        stack_bytes: usize,
+    ) -> SandboxTunables {
+        SandboxTunables {
+            base: BaseTunables::new(),
+            memories,
+            table_elements_max,
+            vm: VMConfig {
+                wasm_stack_size: Some(stack_bytes),
+            },
+        }
+    }
+}
+
+impl Tunables for SandboxTunables {
+    fn memory_style(&self, _: &MemoryType) -> MemoryStyle {
+        MemoryStyle::Static
+    }
+
+    fn table_style(&self, table: &TableType) -> TableStyle {
+        self.base.table_style(table)
+    }
+
+    fn create_host_memory(&self, _: &MemoryType, _: &MemoryStyle) -> Result<VMMemory, MemoryError> {
+        Err(MemoryError::Generic("the host makes no memories".into()))
+    }
+
+    unsafe fn create_vm_memory(
+        &self,
+        ty: &MemoryType,
+        _: &MemoryStyle,
+        definition: NonNull<VMMemoryDefinition>,
+    ) -> Result<VMMemory, MemoryError> {
+        MAKING.with_borrow_mut(|making| {
+            let making = making
+                .as_mut()
+                .ok_or_else(|| MemoryError::Generic("no guest is being made".into()))?;
+            if ty.shared || making.memory.is_some() {
+                return Err(MemoryError::Generic("only one memory, not shared".into()));
+            }
+            if ty.minimum.0 > making.pages_max {
+                making.memory_over_limit = true;
+                return Err(MemoryError::Generic(
+                    "the memory is over the guest's limit".into(),
+                ));
+            }
+            let record = Arc::<MemoryRecord>::default();
+            making.memory = Some(Arc::clone(&record));
+            // SAFETY: Wasmer vouches for the definition, which is in the instance: it is valid now, and
+            // whenever Wasmer calls the memory. A memory whose instantiation failed may outlive it,
+            // but is only dropped, which does not touch the definition.
+            unsafe {
+                self.memories
+                    .memory(*ty, making.pages_max, definition, record)
+            }
+        })
+    }
+
+    fn create_host_table(&self, _: &TableType, _: &TableStyle) -> Result<VMTable, String> {
+        Err("the host makes no tables".into())
+    }
+
+    unsafe fn create_vm_table(
+        &self,
+        ty: &TableType,
+        style: &TableStyle,
+        definition: NonNull<VMTableDefinition>,
+    ) -> Result<VMTable, String> {
+        if ty.minimum > self.table_elements_max {
+            return Err("the table is over the limit".into());
+        }
+        let maximum = ty.maximum.unwrap_or(u32::MAX).min(self.table_elements_max);
+        let bounded = TableType {
+            maximum: Some(maximum),
+            ..*ty
+        };
+        // SAFETY: passed on from the caller.
+        unsafe { self.base.create_vm_table(&bounded, style, definition) }
+    }
+
+    unsafe fn create_vm_global(
+        &self,
+        ty: GlobalType,
+        definition: NonNull<VMGlobalDefinition>,
+    ) -> Result<VMGlobal, String> {
+        // Globals are made in order, so the last one stays.
+        MAKING.with_borrow_mut(|making| {
+            if let Some(making) = making.as_mut() {
+                making.stop = Some(definition.cast());
+            }
+        });
+        // SAFETY: passed on from the caller.
+        Ok(unsafe { VMGlobal::new_instance(ty, definition) })
+    }
+
+    fn vmconfig(&self) -> &VMConfig {
+        &self.vm
+    }
+}

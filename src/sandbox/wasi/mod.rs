@@ -1,0 +1,173 @@
+//! WASI preview 1 of our own: stdio, clocks, randomness, arguments, environment. Nothing else is
+//! there.
+//!
+//! The functions work on a plain byte slice ([`memory::Memory`]) and know no engine; [`link`] is
+//! the only file here that knows Wasmer. Names, layouts and error numbers are those of the
+//! `wasi_snapshot_preview1` witx documents. There are no preopened directories and no sockets, so
+//! every function on paths or sockets answers with an error number; a read-only tree of files would
+//! be another kind of descriptor beside [`descriptors::Stream`].
+//!
+//! A guest is hostile: every pointer and length is checked against its memory before anything is
+//! done, work per call is bounded, and a call that waits or loops looks at the stop signal and the
+//! deadline.
+
+mod clock;
+mod descriptors;
+mod errno;
+pub(super) mod link;
+mod memory;
+mod poll;
+mod process;
+mod random;
+mod stdio;
+mod strings;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::{Stdout, StopSignal};
+use clock::Clocks;
+use descriptors::Descriptors;
+use errno::Errno;
+use memory::Iovec;
+use stdio::{Stderr, Stdin, Stdout as StdoutSink};
+
+/// Units of work (calls, and KiB moved) between two looks at the clock. A unit costs 20 µs at the
+/// very most, so a guest that does nothing but call the host ends within milliseconds of its
+/// deadline even if nobody interrupts it, and the ~25 ns of a clock reading vanish.
+const WORK_UNITS_PER_CHECK: u32 = 128;
+
+/// What one guest gets from its host.
+pub(super) struct Config {
+    /// `argv`, as far as each goes without a NUL byte.
+    pub args: Vec<String>,
+    /// Environment variables; one that holds a NUL byte, or a `=` in its name, is left out.
+    pub env: Vec<(String, String)>,
+    /// All of standard input.
+    pub stdin: Bytes,
+    pub stdout: Stdout,
+    /// More standard output than this ends the guest with [`Stop::OutputLimit`].
+    pub stdout_bytes_max: u64,
+    /// Standard error kept; what is written beyond it is dropped.
+    pub stderr_bytes_max: u64,
+    /// When the guest must have ended. No call waits or works for longer.
+    pub deadline: Instant,
+    /// Tells waiting calls that nobody wants the answer any more.
+    pub stop: Arc<StopSignal>,
+}
+
+/// What a guest wrote.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Output {
+    /// Empty when standard output went to a pipe.
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    /// Whether more was written to standard error than was kept.
+    pub stderr_truncated: bool,
+    /// Bytes of standard output, kept or piped.
+    pub stdout_bytes: u64,
+}
+
+/// What a host function throws to end the guest (as a wasmer user error).
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub(super) enum Stop {
+    #[error("the guest exited with code {0}")]
+    Exit(i32),
+    #[error("the guest's deadline passed")]
+    TimeLimit,
+    #[error("the guest wrote more standard output than it may")]
+    OutputLimit,
+    #[error("nobody waits for the guest any more")]
+    Cancelled,
+}
+
+/// Why a call did not succeed.
+#[derive(Debug, Clone, PartialEq)]
+enum Failure {
+    /// The guest is told and goes on.
+    Errno(Errno),
+    /// The guest ends here.
+    Stop(Stop),
+}
+
+/// The answer of a WASI function: success, or an error number, or the guest's end.
+type Answer = Result<(), Failure>;
+
+/// The WASI state of one guest.
+pub(super) struct Wasi {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    stdin: Stdin,
+    stdout: StdoutSink,
+    stderr: Stderr,
+    descriptors: Descriptors,
+    clocks: Clocks,
+    deadline: Instant,
+    stop: Arc<StopSignal>,
+    work_units: u32,
+    /// Room for one call's buffer list, kept so that calls do not allocate.
+    iovecs: Vec<Iovec>,
+}
+
+impl Wasi {
+    pub fn new(config: Config) -> Wasi {
+        Wasi {
+            args: config.args,
+            env: config.env,
+            stdin: Stdin::new(config.stdin),
+            stdout: StdoutSink::new(config.stdout, config.stdout_bytes_max),
+            stderr: Stderr::new(config.stderr_bytes_max),
+            descriptors: Descriptors::default(),
+            clocks: Clocks::start(Instant::now()),
+            deadline: config.deadline,
+            stop: config.stop,
+            work_units: 0,
+            iovecs: Vec::new(),
+        }
+    }
+
+    /// The output so far. Closes the pipe, if there is one.
+    pub fn finish(self) -> Output {
+        let stdout_bytes = self.stdout.bytes_total();
+        let (stderr, stderr_truncated) = self.stderr.into_parts();
+        Output {
+            stdout: self.stdout.into_collected(),
+            stderr,
+            stderr_truncated,
+            stdout_bytes,
+        }
+    }
+
+    /// Looks at the stop signal, and at the clock once enough work has been done since the last
+    /// look. Every host call comes through here with at least one unit.
+    fn spend(&mut self, units: u32) -> Result<(), Stop> {
+        if self.stop.is_cancelled() {
+            return Err(Stop::Cancelled);
+        }
+        self.work_units = self.work_units.saturating_add(units);
+        if self.work_units < WORK_UNITS_PER_CHECK {
+            return Ok(());
+        }
+        self.work_units = 0;
+        if Instant::now() >= self.deadline {
+            return Err(Stop::TimeLimit);
+        }
+        Ok(())
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Failure {
+        Failure::Errno(errno)
+    }
+}
+
+impl From<Stop> for Failure {
+    fn from(stop: Stop) -> Failure {
+        Failure::Stop(stop)
+    }
+}

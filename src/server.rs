@@ -1,0 +1,456 @@
+//! The composition root: from the configuration to listeners, services and background tasks.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora_core::apps::HttpServerOptions;
+use pingora_core::listeners::tls::Acceptor;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::server::{RunArgs, Server as PingoraServer, ShutdownSignal, ShutdownSignalWatch};
+use pingora_core::services::listening::Service;
+use pingora_proxy::http_proxy;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::api;
+use crate::auth::Authenticator;
+use crate::config::Config;
+use crate::gateway::connection::{ConnectionCap, Gate, HeadDeadline};
+use crate::gateway::plan::Plan;
+use crate::gateway::{BodyRoom, BuiltinMetrics, Gateway, Listener, Serves, Shared};
+use crate::limits::Limiter;
+use crate::modules::Registry;
+use crate::sandbox::{Call, Sandbox, Stdout};
+use crate::store::Store;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::metrics;
+use crate::tls::{self, Certificates};
+
+/// How often the database is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(1);
+/// How often counts (executions, last use of keys) are written.
+const FLUSH_EVERY: Duration = Duration::from_secs(5);
+/// Idle connections stay this long after shutdown began, so that a request that is already on its
+/// way is answered.
+const DRAIN_IDLE: Duration = Duration::from_millis(500);
+/// Longest wait for the listeners to accept after the services were started.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Upstream connections kept open for the next request.
+const UPSTREAM_POOL: usize = 256;
+/// Tries per proxied request: each upstream once, up to this many.
+const UPSTREAM_TRIES_MAX: usize = 8;
+
+/// A gateway that is ready to run: everything that can be wrong has been checked, no port is bound.
+pub struct Server {
+    config: Config,
+    store: Store,
+    auth: Authenticator,
+    registry: Registry,
+    shared: Arc<Shared>,
+    listeners: Vec<Bound>,
+}
+
+impl Server {
+    /// Starts the sandbox, compiles the routes' modules, loads the certificates, and finds out whether
+    /// the ports are free.
+    pub async fn prepare(
+        config: Config,
+        store: Store,
+        auth: Authenticator,
+    ) -> anyhow::Result<Server> {
+        let listeners = listeners(&config)?;
+        for listener in &listeners {
+            check_free(listener.address)?;
+        }
+        let sandbox = Sandbox::start(config.sandbox.clone()).context("starting the sandbox")?;
+        self_test(&sandbox)
+            .await
+            .context("the sandbox does not work on this machine")?;
+        let registry = Registry::new(
+            store.clone(),
+            sandbox.clone(),
+            config.sandbox.wasm_bytes_max,
+        );
+        let plan = Plan::prepare(config.routes.clone(), &registry)
+            .await
+            .context("preparing the routes")?;
+        let health = Health::new();
+        health.set("sandbox", Ok(()));
+        check_database(&store, &health).await;
+        let control_plane = api::router(api::State {
+            settings: Arc::new(config.api.clone()),
+            store: store.clone(),
+            auth: auth.clone(),
+            registry: registry.clone(),
+            sandbox: sandbox.clone(),
+        });
+        let shared = Arc::new(Shared {
+            settings: config.gateway.clone(),
+            tiers: config.limits.tiers.clone(),
+            plan: ArcSwap::from_pointee(plan),
+            auth: auth.clone(),
+            limiter: Limiter::new(&config.limits),
+            sandbox,
+            health,
+            control_plane,
+            control: tokio::runtime::Handle::current(),
+            builtin_metrics: BuiltinMetrics::default(),
+            body_room: BodyRoom::default(),
+            access_log: config.logging.access,
+        });
+        Ok(Server {
+            config,
+            store,
+            auth,
+            registry,
+            shared,
+            listeners,
+        })
+    }
+
+    /// Serves until a signal says stop, then lets running requests end and writes out what is
+    /// queued.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let listeners = std::mem::take(&mut self.listeners);
+        let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.address).collect();
+        raise_open_files(self.shared.settings.bounds.connections_max);
+        let (stop, stopped) = watch::channel(false);
+        let grace = self.config.server.shutdown_grace;
+        let serving = self.start_pingora(listeners, stopped, grace)?;
+        let background = self.start_background();
+        wait_until_accepting(&addresses).await?;
+        tracing::info!(addresses = ?addresses, environment = %format!("{:?}", self.config.environment).to_lowercase(), version = env!("CARGO_PKG_VERSION"), "the gateway is ready");
+
+        let by = stop_signal().await?;
+        tracing::info!(signal = by, "shutting down");
+        self.shared.health.start_draining();
+        // The receiver lives as long as Pingora runs; if it is gone there is nothing to stop.
+        let _ = stop.send(true);
+        self.drain(grace).await;
+        self.shared.sandbox.shut_down();
+        background.abort();
+        self.flush().await;
+        self.store.close().await;
+        tracing::info!("stopped");
+        // Pingora's thread sleeps out its own grace period; nothing of ours runs on it any more.
+        drop(serving);
+        Ok(())
+    }
+
+    /// Starts the listeners on a thread of their own: Pingora blocks the one it runs on.
+    fn start_pingora(
+        &self,
+        listeners: Vec<Bound>,
+        stopped: watch::Receiver<bool>,
+        grace: Duration,
+    ) -> anyhow::Result<std::thread::JoinHandle<()>> {
+        let conf = ServerConf {
+            threads: self.config.server.threads,
+            upstream_keepalive_pool_size: UPSTREAM_POOL,
+            max_retries: UPSTREAM_TRIES_MAX,
+            grace_period_seconds: Some(grace.as_secs() + 60),
+            ..ServerConf::default()
+        };
+        let mut server = PingoraServer::new_with_opt_and_conf(Opt::default(), conf);
+        server.bootstrap();
+        let cap = ConnectionCap::new(self.shared.settings.bounds.connections_max);
+        for bound in listeners {
+            let service = self.service(&server, &cap, bound);
+            server.add_service(service);
+        }
+        std::thread::Builder::new()
+            .name("pingora".into())
+            .spawn(move || {
+                server.run(RunArgs {
+                    shutdown_signal: Box::new(StopWatch(stopped)),
+                })
+            })
+            .context("starting the listeners' thread")
+    }
+
+    fn service(
+        &self,
+        server: &PingoraServer,
+        cap: &ConnectionCap,
+        bound: Bound,
+    ) -> Service<Gate<HeadDeadline<pingora_proxy::HttpProxy<Gateway>>>> {
+        let settings = &self.shared.settings;
+        let public = !matches!(bound.serves, Serves::Admin { .. } | Serves::Redirect { .. });
+        let gateway = Gateway {
+            shared: Arc::clone(&self.shared),
+            serves: bound.serves,
+        };
+        let mut proxy = http_proxy(&server.configuration, gateway);
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(settings.timeouts.keepalive);
+        proxy.server_options = Some(options);
+        proxy.h2_options = Some(h2_options(settings));
+        let head = HeadDeadline {
+            inner: Arc::new(proxy),
+            timeout: settings.timeouts.request_head,
+            keepalive: settings.timeouts.keepalive,
+            drain: DRAIN_IDLE,
+        };
+        let gate = Gate {
+            app: Arc::new(head),
+            cap: cap.clone(),
+            tls: bound.tls,
+            handshake_timeout: settings.timeouts.tls_handshake,
+            preface_timeout: settings.timeouts.request_head,
+        };
+        let mut service = Service::new(format!("listener {}", bound.address), gate);
+        service.add_tcp(&bound.address.to_string());
+        if !public {
+            service.threads = Some(1);
+        }
+        service
+    }
+
+    fn start_background(&self) -> tokio::task::JoinHandle<()> {
+        let (store, health) = (self.store.clone(), self.shared.health.clone());
+        let (registry, auth) = (self.registry.clone(), self.auth.clone());
+        tokio::spawn(async move {
+            let mut flushed = Instant::now();
+            loop {
+                health.beat(Instant::now());
+                check_database(&store, &health).await;
+                if flushed.elapsed() >= FLUSH_EVERY {
+                    flushed = Instant::now();
+                    write_out(&registry, &auth).await;
+                }
+                tokio::time::sleep(PING_EVERY).await;
+            }
+        })
+    }
+
+    /// Waits for the requests in flight, at most `grace`.
+    async fn drain(&self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        // A connection that was just accepted is not a request yet.
+        tokio::time::sleep(DRAIN_IDLE.min(grace)).await;
+        while metrics().requests_active.get() > 0 {
+            if Instant::now() >= deadline {
+                tracing::warn!(
+                    requests = metrics().requests_active.get(),
+                    "requests were cut off by the end of the grace period"
+                );
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn flush(&self) {
+        write_out(&self.registry, &self.auth).await;
+    }
+}
+
+/// What the configuration lets listen, with the certificates loaded.
+fn listeners(config: &Config) -> anyhow::Result<Vec<Bound>> {
+    let mut bound = Vec::new();
+    for listener in &config.server.listeners {
+        bound.push(match listener {
+            Listener::Https { address, certificates } => {
+                for files in certificates.iter().filter(|c| c.development) {
+                    if tls::ensure_development(files).context("making the development certificate")? {
+                        tracing::info!(cert = %files.cert.display(), "made a development certificate");
+                    }
+                }
+                let loaded = Arc::new(Certificates::load(certificates)?);
+                Bound {
+                    address: *address,
+                    serves: Serves::Everything,
+                    tls: Some(Acceptor::from_server_config(Arc::new(tls::server_config(loaded)?))),
+                }
+            }
+            Listener::HttpRedirect { address, https_port } => Bound {
+                address: *address,
+                serves: Serves::Redirect { https_port: *https_port },
+                tls: None,
+            },
+            Listener::Http { address } => {
+                Bound { address: *address, serves: Serves::Everything, tls: None }
+            }
+        });
+    }
+    if let Some(address) = config.server.admin {
+        let metrics_path = config.metrics.enabled.then(|| config.metrics.path.clone());
+        bound.push(Bound {
+            address,
+            serves: Serves::Admin { metrics_path },
+            tls: None,
+        });
+    }
+    if bound.is_empty() {
+        bail!("no listener is configured; add one under `server`");
+    }
+    Ok(bound)
+}
+
+/// A listener with what it serves.
+struct Bound {
+    address: SocketAddr,
+    serves: Serves,
+    tls: Option<Acceptor>,
+}
+
+/// Tells Pingora when to stop: the signals are ours.
+struct StopWatch(watch::Receiver<bool>);
+
+#[async_trait]
+impl ShutdownSignalWatch for StopWatch {
+    async fn recv(&self) -> ShutdownSignal {
+        let mut stopped = self.0.clone();
+        match stopped.wait_for(|stop| *stop).await {
+            Ok(_) => ShutdownSignal::GracefulTerminate,
+            // The sender is gone without a word: the process is on its way out.
+            Err(_) => ShutdownSignal::FastShutdown,
+        }
+    }
+}
+
+fn h2_options(settings: &crate::gateway::Settings) -> H2Options {
+    const WINDOW: u32 = 256 * 1024;
+    const RESETS_PENDING_MAX: usize = 32;
+    let mut h2 = default_h2_options();
+    h2.max_concurrent_streams(settings.bounds.h2_streams_max);
+    h2.max_header_list_size(u32::try_from(settings.bounds.head_bytes_max).unwrap_or(u32::MAX));
+    h2.max_concurrent_reset_streams(RESETS_PENDING_MAX);
+    h2.max_pending_accept_reset_streams(RESETS_PENDING_MAX);
+    h2.max_local_error_reset_streams(Some(256));
+    h2.max_send_buffer_size(WINDOW as usize);
+    h2.initial_window_size(WINDOW);
+    h2.initial_connection_window_size(4 * WINDOW);
+    h2
+}
+
+/// Compiles and runs the smallest guest: a machine on which that fails must not come up.
+async fn self_test(sandbox: &Sandbox) -> anyhow::Result<()> {
+    const TINY: &str = r#"(module (memory (export "memory") 1) (func (export "_start")))"#;
+    let wasm = crate::sandbox::to_binary(Bytes::from_static(TINY.as_bytes()))?;
+    let module = sandbox.prepare(wasm).await?;
+    let call = Call {
+        args: vec!["self-test".into()],
+        env: Vec::new(),
+        stdin: Bytes::new(),
+        stdout: Stdout::Collect,
+        limits: crate::sandbox::GuestLimits {
+            deadline: Duration::from_secs(5),
+            memory_bytes_max: 1 << 20,
+            stdout_bytes_max: 1024,
+            stderr_bytes_max: 1024,
+        },
+    };
+    let outcome = sandbox.run(module, call).await?;
+    if !outcome.end.is_success() {
+        bail!("the test guest ended with {:?}", outcome.end);
+    }
+    Ok(())
+}
+
+async fn check_database(store: &Store, health: &Health) {
+    let found = store.ping().await.map_err(|error| error.to_string());
+    metrics().database_up.set(i64::from(found.is_ok()));
+    // The details go to the log: the health page is public.
+    let public = found
+        .as_ref()
+        .map(|_| ())
+        .map_err(|_| "the database does not answer".to_owned());
+    if health.set("database", public) {
+        match found {
+            Ok(()) => tracing::info!("the database answers"),
+            Err(error) => tracing::error!(error, "the database does not answer"),
+        }
+    }
+}
+
+/// What can't be written now stays noted for the next time.
+async fn write_out(registry: &Registry, auth: &Authenticator) {
+    if let Err(error) = registry.flush().await {
+        tracing::warn!(%error, "execution counts could not be written yet");
+    }
+    if let Err(error) = auth.flush().await {
+        tracing::warn!(%error, "the last use of keys could not be written yet");
+    }
+}
+
+/// A connection is a file: the soft limit, often 1,024, is raised to what the hard one allows.
+fn raise_open_files(connections_max: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // Proxied requests hold a second socket; the rest is the database, the log and the like.
+    let wanted = connections_max as u64 * 2 + 256;
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(u64::MAX);
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: Some(wanted.min(most)),
+            maximum: limit.maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files can't be raised");
+        }
+    }
+    if most < wanted {
+        tracing::warn!(
+            open_files_max = most,
+            wanted,
+            "the hard limit of open files is low for server.connections_max; raise one or lower the other"
+        );
+    }
+}
+
+/// Says clearly that a port is taken, before anything is started.
+fn check_free(address: SocketAddr) -> anyhow::Result<()> {
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error).with_context(|| {
+            format!("can't listen on {address}: choose another address under `server`, or stop what uses it")
+        }),
+    }
+}
+
+async fn wait_until_accepting(addresses: &[SocketAddr]) -> anyhow::Result<()> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    for address in addresses {
+        let mut reachable = *address;
+        if reachable.ip().is_unspecified() {
+            let loopback: std::net::IpAddr = if reachable.is_ipv4() {
+                std::net::Ipv4Addr::LOCALHOST.into()
+            } else {
+                std::net::Ipv6Addr::LOCALHOST.into()
+            };
+            reachable.set_ip(loopback);
+        }
+        while tokio::net::TcpStream::connect(reachable).await.is_err() {
+            if Instant::now() >= deadline {
+                bail!("the listener on {address} did not start");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the first signal that asks to stop; a second one ends the process at once.
+async fn stop_signal() -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let by = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(130);
+    });
+    Ok(by)
+}

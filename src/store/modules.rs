@@ -1,0 +1,360 @@
+//! Modules: a row per owner and upload, one blob per SHA-256 however many owners.
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::pool::{in_transaction, on_connection};
+use super::values::{Stamp, check_text, signed};
+use super::{Store, StoreError};
+use crate::sandbox::ModuleHash;
+
+/// Most modules on one page of [`Store::modules_page`].
+pub const PAGE_MODULES_MAX: u32 = 100;
+
+/// Longest description, in bytes.
+pub const DESCRIPTION_BYTES_MAX: usize = 4096;
+
+/// Longest name, in bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    pub id: Uuid,
+    pub owner_id: Uuid,
+    pub name: String,
+    /// Counts an owner's uploads of one name, from 1.
+    pub version: u64,
+    pub description: String,
+    pub hash: ModuleHash,
+    pub size_bytes: u64,
+    pub is_public: bool,
+    pub uploaded_at: DateTime<Utc>,
+    pub last_executed_at: Option<DateTime<Utc>>,
+    pub execution_count: u64,
+}
+
+pub struct NewModule<'a> {
+    pub owner_id: Uuid,
+    /// 1 to 255 bytes, without NUL. An upload under a name in use is a new version of it.
+    pub name: &'a str,
+    /// At most 4 KiB, without NUL.
+    pub description: &'a str,
+    pub hash: ModuleHash,
+    pub wasm: &'a [u8],
+    pub is_public: bool,
+}
+
+/// One page of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    pub modules: Vec<Module>,
+    /// Rows in all, over all pages.
+    pub total: u64,
+}
+
+/// Executions to add to a module's count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Executions {
+    pub module_id: Uuid,
+    pub count: u64,
+    pub last_at: DateTime<Utc>,
+}
+
+#[derive(sqlx::FromRow)]
+struct ModuleRow {
+    id: Uuid,
+    owner_id: Uuid,
+    name: String,
+    version: i64,
+    description: String,
+    hash: ModuleHash,
+    size_bytes: i64,
+    is_public: bool,
+    uploaded_at: Stamp,
+    last_executed_at: Option<Stamp>,
+    execution_count: i64,
+}
+
+#[derive(sqlx::FromRow)]
+struct ModuleWithEmail {
+    #[sqlx(flatten)]
+    module: ModuleRow,
+    email: String,
+}
+
+/// A `SELECT` of a [`ModuleRow`] from `modules m`, and what follows.
+macro_rules! select {
+    ($more_columns:literal, $rest:literal) => {
+        concat!(
+            "SELECT m.id, m.owner_id, m.name, m.version, m.description, m.hash, m.size_bytes, \
+             m.is_public, m.uploaded_at, m.last_executed_at, m.execution_count",
+            $more_columns,
+            " FROM modules m ",
+            $rest
+        )
+    };
+}
+
+impl Store {
+    /// Stores the row and, unless it is there, the blob, in one transaction.
+    ///
+    /// # Errors
+    /// NotFound when there is no such user, Invalid when the name or description may not be so.
+    pub async fn module_create(&self, new: NewModule<'_>) -> Result<Module, StoreError> {
+        check_text(
+            new.name,
+            1..=NAME_BYTES_MAX,
+            "a module's name has 1 to 255 bytes and no NUL",
+        )?;
+        let description = "a module's description has at most 4,096 bytes and no NUL";
+        check_text(new.description, 0..=DESCRIPTION_BYTES_MAX, description)?;
+        let size = signed(new.wasm.len() as u64)?;
+        // Keeps the blob from being deleted before our row refers to it. SQLite's transaction is
+        // alone already; in PostgreSQL the update, which changes nothing, locks the row, and its
+        // bytes are not copied.
+        let keep_blob = self.pool().text(
+            "INSERT INTO module_blobs (hash, wasm, size_bytes, created_at) \
+             VALUES ($1, $2, $3, $4) ON CONFLICT (hash) DO NOTHING",
+            "INSERT INTO module_blobs (hash, wasm, size_bytes, created_at) \
+             VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (hash) DO UPDATE SET created_at = module_blobs.created_at",
+        );
+        let row = in_transaction!(self, |tx| {
+            // Made under the lock on the name, so that the ids of its versions ascend as well.
+            let version: i64 = sqlx::query_scalar(
+                "INSERT INTO module_names (owner_id, name, last_version) VALUES ($1, $2, 1) \
+                 ON CONFLICT (owner_id, name) \
+                 DO UPDATE SET last_version = module_names.last_version + 1 \
+                 RETURNING last_version",
+            )
+            .bind(new.owner_id)
+            .bind(new.name)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(|error| StoreError::of_write(error, "module", "user"))?;
+            let row = ModuleRow::new(&new, version, size);
+            sqlx::query(keep_blob)
+                .bind(new.hash)
+                .bind(new.wasm)
+                .bind(size)
+                .bind(row.uploaded_at)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query(
+                "INSERT INTO modules (id, owner_id, name, version, description, hash, size_bytes, \
+                 is_public, uploaded_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            )
+            .bind(row.id)
+            .bind(row.owner_id)
+            .bind(&row.name)
+            .bind(row.version)
+            .bind(&row.description)
+            .bind(row.hash)
+            .bind(row.size_bytes)
+            .bind(row.is_public)
+            .bind(row.uploaded_at)
+            .execute(&mut *tx)
+            .await
+            .map_err(|error| StoreError::of_write(error, "module", "user"))?;
+            Ok(row)
+        })?;
+        Ok(Module::from(row))
+    }
+
+    pub async fn module(&self, id: Uuid) -> Result<Option<Module>, StoreError> {
+        on_connection!(self, |conn| {
+            let row: Option<ModuleRow> = sqlx::query_as(select!("", "WHERE m.id = $1"))
+                .bind(id)
+                .fetch_optional(&mut *conn)
+                .await?;
+            Ok(row.map(Module::from))
+        })
+    }
+
+    /// The owner's modules and, when asked, everyone's public ones; newest first. `page` is from 1
+    /// (0 is read as 1); `limit` is at most [`PAGE_MODULES_MAX`], and more is read as that. A page
+    /// beyond the last has no modules, and the true total.
+    pub async fn modules_page(
+        &self,
+        owner_id: Uuid,
+        include_public: bool,
+        page: u32,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
+        let limit = i64::from(limit.min(PAGE_MODULES_MAX));
+        let offset = i64::from(page.saturating_sub(1)) * limit;
+        // Two texts, so that the usual listing is one walk of the owner's index.
+        let (count, select) = if include_public {
+            (
+                "SELECT COUNT(*) FROM modules m WHERE m.owner_id = $1 OR m.is_public",
+                select!(
+                    "",
+                    "WHERE m.owner_id = $1 OR m.is_public ORDER BY m.id DESC LIMIT $2 OFFSET $3"
+                ),
+            )
+        } else {
+            (
+                "SELECT COUNT(*) FROM modules m WHERE m.owner_id = $1",
+                select!(
+                    "",
+                    "WHERE m.owner_id = $1 ORDER BY m.id DESC LIMIT $2 OFFSET $3"
+                ),
+            )
+        };
+        on_connection!(self, |conn| {
+            let total: i64 = sqlx::query_scalar(count)
+                .bind(owner_id)
+                .fetch_one(&mut *conn)
+                .await?;
+            let rows: Vec<ModuleRow> = sqlx::query_as(select)
+                .bind(owner_id)
+                .bind(limit)
+                .bind(offset)
+                .fetch_all(&mut *conn)
+                .await?;
+            let modules = rows.into_iter().map(Module::from).collect();
+            Ok(Page {
+                modules,
+                total: total.unsigned_abs(),
+            })
+        })
+    }
+
+    /// Every module with its owner's email, newest first, for the operator's command line.
+    pub async fn modules_all(&self) -> Result<Vec<(Module, String)>, StoreError> {
+        on_connection!(self, |conn| {
+            let rows: Vec<ModuleWithEmail> = sqlx::query_as(select!(
+                ", u.email",
+                "JOIN users u ON u.id = m.owner_id ORDER BY m.id DESC"
+            ))
+            .fetch_all(&mut *conn)
+            .await?;
+            Ok(rows
+                .into_iter()
+                .map(|row| (Module::from(row.module), row.email))
+                .collect())
+        })
+    }
+
+    /// Deletes the row and, when it was the last one, the blob, in one transaction. NotFound when
+    /// there is no such row.
+    pub async fn module_delete(&self, id: Uuid) -> Result<(), StoreError> {
+        // PostgreSQL: the locks are statements of their own, so that the deletes after them see
+        // what was committed while we waited. The name comes before the blob, as in a create.
+        let lock_name = self.pool().text(
+            "SELECT 1 FROM module_names WHERE owner_id = $1 AND name = $2",
+            "SELECT 1 FROM module_names WHERE owner_id = $1 AND name = $2 FOR UPDATE",
+        );
+        let lock_blob = self.pool().text(
+            "SELECT 1 FROM module_blobs WHERE hash = $1",
+            "SELECT 1 FROM module_blobs WHERE hash = $1 FOR UPDATE",
+        );
+        in_transaction!(self, |tx| {
+            let deleted: Option<(Uuid, String, ModuleHash)> =
+                sqlx::query_as("DELETE FROM modules WHERE id = $1 RETURNING owner_id, name, hash")
+                    .bind(id)
+                    .fetch_optional(&mut *tx)
+                    .await?;
+            let Some((owner_id, name, hash)) = deleted else {
+                return Err(StoreError::NotFound("module"));
+            };
+            sqlx::query(lock_name)
+                .bind(owner_id)
+                .bind(&name)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query(
+                "DELETE FROM module_names WHERE owner_id = $1 AND name = $2 AND NOT EXISTS \
+                 (SELECT 1 FROM modules m WHERE m.owner_id = $1 AND m.name = $2)",
+            )
+            .bind(owner_id)
+            .bind(&name)
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query(lock_blob).bind(hash).execute(&mut *tx).await?;
+            sqlx::query(
+                "DELETE FROM module_blobs WHERE hash = $1 AND NOT EXISTS \
+                 (SELECT 1 FROM modules m WHERE m.hash = $1)",
+            )
+            .bind(hash)
+            .execute(&mut *tx)
+            .await?;
+            Ok(())
+        })
+    }
+
+    pub async fn blob(&self, hash: &ModuleHash) -> Result<Option<Bytes>, StoreError> {
+        on_connection!(self, |conn| {
+            let wasm: Option<Vec<u8>> =
+                sqlx::query_scalar("SELECT wasm FROM module_blobs WHERE hash = $1")
+                    .bind(*hash)
+                    .fetch_optional(&mut *conn)
+                    .await?;
+            Ok(wasm.map(Bytes::from))
+        })
+    }
+
+    /// Adds to the counts, in one transaction. Modules that are not there any more are passed over.
+    pub async fn modules_executed(&self, executions: &[Executions]) -> Result<(), StoreError> {
+        if executions.is_empty() {
+            return Ok(());
+        }
+        // Always in the same order, so that two gateways don't wait for each other's rows.
+        let mut executions = executions.to_vec();
+        executions.sort_unstable_by_key(|executions| executions.module_id);
+        in_transaction!(self, |tx| {
+            for executions in &executions {
+                let last_at = Stamp::from(executions.last_at);
+                sqlx::query(
+                    "UPDATE modules SET execution_count = execution_count + $2, \
+                     last_executed_at = CASE WHEN last_executed_at > $3 \
+                     THEN last_executed_at ELSE $3 END WHERE id = $1",
+                )
+                .bind(executions.module_id)
+                .bind(signed(executions.count)?)
+                .bind(last_at)
+                .execute(&mut *tx)
+                .await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl ModuleRow {
+    fn new(new: &NewModule<'_>, version: i64, size_bytes: i64) -> ModuleRow {
+        ModuleRow {
+            id: Uuid::now_v7(),
+            owner_id: new.owner_id,
+            name: new.name.to_owned(),
+            version,
+            description: new.description.to_owned(),
+            hash: new.hash,
+            size_bytes,
+            is_public: new.is_public,
+            uploaded_at: Stamp::now(),
+            last_executed_at: None,
+            execution_count: 0,
+        }
+    }
+}
+
+impl From<ModuleRow> for Module {
+    fn from(row: ModuleRow) -> Module {
+        // The columns' CHECKs keep these from being negative.
+        Module {
+            id: row.id,
+            owner_id: row.owner_id,
+            name: row.name,
+            version: row.version.unsigned_abs(),
+            description: row.description,
+            hash: row.hash,
+            size_bytes: row.size_bytes.unsigned_abs(),
+            is_public: row.is_public,
+            uploaded_at: row.uploaded_at.into(),
+            last_executed_at: row.last_executed_at.map(DateTime::from),
+            execution_count: row.execution_count.unsigned_abs(),
+        }
+    }
+}

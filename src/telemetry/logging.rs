@@ -1,0 +1,125 @@
+//! Logs: JSON lines, or a pretty format on a terminal, on standard error.
+//!
+//! Field names are the same everywhere and carry their unit: `request_id`, `route`, `status`,
+//! `duration_us`, `error`. No secret, key or body is ever a field.
+
+use std::io::IsTerminal;
+
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Lines that may wait for a slow reader of the log; more are dropped, and the request path never
+/// waits for the log.
+const LINES_BUFFERED_MAX: usize = 64 * 1024;
+
+/// Settings of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// A tracing filter: `info`, `debug`, or `info,wasm_wizard::gateway=debug`.
+    pub level: String,
+    pub format: Format,
+    /// One line per request.
+    pub access: bool,
+}
+
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Pretty when standard error is a terminal, else JSON.
+    Auto,
+    Json,
+    Pretty,
+}
+
+/// Keeps the log's writer running; what is buffered is written when it is dropped.
+#[must_use]
+pub struct LogGuard {
+    _writer: WorkerGuard,
+}
+
+/// Why the log could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    #[error("`{level}` is not a log level: use error, warn, info, debug or trace")]
+    Level { level: String },
+    #[error("a log is installed already")]
+    Installed,
+}
+
+/// Whether `level` is a filter that [`init`] takes.
+pub fn check_level(level: &str) -> Result<(), LoggingError> {
+    filter(level).map(|_| ())
+}
+
+/// Installs the log for the whole process. Call once.
+pub fn init(settings: &Settings) -> Result<LogGuard, LoggingError> {
+    let filter = filter(&settings.level)?;
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(LINES_BUFFERED_MAX)
+        .finish(std::io::stderr());
+    let pretty = match settings.format {
+        Format::Auto => std::io::stderr().is_terminal(),
+        Format::Json => false,
+        Format::Pretty => true,
+    };
+    let registry = tracing_subscriber::registry().with(filter);
+    let installed = if pretty {
+        let ansi = std::io::stderr().is_terminal();
+        registry
+            .with(
+                fmt::layer()
+                    .with_writer(writer)
+                    .with_ansi(ansi)
+                    .with_target(false),
+            )
+            .try_init()
+    } else {
+        registry
+            .with(fmt::layer().json().flatten_event(true).with_writer(writer))
+            .try_init()
+    };
+    installed.map_err(|_| LoggingError::Installed)?;
+    Ok(LogGuard { _writer: guard })
+}
+
+/// Libraries speak up only when they warn; Pingora's own line per failed request would repeat ours.
+fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
+    let bad = || LoggingError::Level {
+        level: level.to_owned(),
+    };
+    if level.trim().is_empty() {
+        return Err(bad());
+    }
+    let given = if level.contains(['=', ',']) {
+        level.to_owned()
+    } else {
+        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+        if !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
+            return Err(bad());
+        }
+        format!(
+            "warn,pingora_core=error,pingora_core::apps=off,pingora_proxy=off,h2=error,sqlx=warn,wasm_wizard={level}"
+        )
+    };
+    EnvFilter::builder().parse(given).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_checked() {
+        for good in ["info", "DEBUG", "off", "info,wasm_wizard::gateway=trace"] {
+            assert!(check_level(good).is_ok(), "{good}");
+        }
+        for bad in ["", "loud", "info,wasm_wizard=loud"] {
+            assert!(check_level(bad).is_err(), "{bad}");
+        }
+    }
+}

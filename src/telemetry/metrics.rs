@@ -1,0 +1,334 @@
+//! Metrics in the Prometheus text format, all with the prefix `wasmwiz_`.
+//!
+//! Labels are bounded: route names come from the configuration, methods and statuses from closed
+//! lists. A route's counters are looked up once, not per request.
+
+use std::sync::{LazyLock, OnceLock};
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
+};
+
+/// From 100 µs to 60 s: an in-process answer takes tens of microseconds, a guest at its deadline
+/// many seconds.
+const LATENCY_BUCKETS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+    15.0, 60.0,
+];
+
+/// Every metric of the process.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    guests: IntCounterVec,
+    guest_duration: Histogram,
+    guest_cpu: Histogram,
+    guest_queue: Histogram,
+    guest_memory: Histogram,
+    rate_limit: IntCounterVec,
+    authentications: IntCounterVec,
+    tls_handshakes: IntCounterVec,
+    compiles: IntCounterVec,
+    compile_duration: Histogram,
+    pub connections: IntGauge,
+    pub connections_refused: IntCounter,
+    pub requests_active: IntGauge,
+    pub guests_running: IntGauge,
+    pub guests_queued: IntGauge,
+    pub modules_cached: IntGauge,
+    pub database_up: IntGauge,
+    pub upstream_failures: IntCounter,
+}
+
+/// The process's metrics. One set per process, as in Prometheus' own model.
+pub fn metrics() -> &'static Metrics {
+    static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+    &METRICS
+}
+
+/// One route's counters, kept with the route.
+pub struct RouteMetrics {
+    name: String,
+    duration: Histogram,
+    requests: [[OnceLock<IntCounter>; STATUS_CLASSES.len()]; METHODS.len()],
+}
+
+const METHODS: [&str; 8] = [
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other",
+];
+const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+impl RouteMetrics {
+    pub fn new(route: &str) -> RouteMetrics {
+        RouteMetrics {
+            name: route.to_owned(),
+            duration: metrics().request_duration.with_label_values(&[route]),
+            requests: Default::default(),
+        }
+    }
+
+    /// Counts one answered request. A status of 0 is a client that went away: it counts as 4xx, as
+    /// 499 does elsewhere.
+    pub fn observe(&self, method: &str, status: u16, duration: Duration) {
+        let m = METHODS
+            .iter()
+            .position(|known| *known == method)
+            .unwrap_or(METHODS.len() - 1);
+        let s = match status {
+            100..=599 => usize::from(status / 100) - 1,
+            _ => 3,
+        };
+        let counter = self.requests[m][s].get_or_init(|| {
+            metrics()
+                .requests
+                .with_label_values(&[&self.name, METHODS[m], STATUS_CLASSES[s]])
+        });
+        counter.inc();
+        self.duration.observe(duration.as_secs_f64());
+    }
+}
+
+impl Metrics {
+    /// One guest's end, with the status of the usage record.
+    pub fn guest_ended(
+        &self,
+        status: &str,
+        wall: Duration,
+        cpu: Duration,
+        queued: Duration,
+        memory_peak_bytes: u64,
+    ) {
+        self.guests.with_label_values(&[status]).inc();
+        self.guest_duration.observe(wall.as_secs_f64());
+        self.guest_cpu.observe(cpu.as_secs_f64());
+        self.guest_queue.observe(queued.as_secs_f64());
+        self.guest_memory.observe(memory_peak_bytes as f64);
+    }
+
+    /// A guest that was not started because every place was taken.
+    pub fn guest_rejected(&self) {
+        self.guests.with_label_values(&["rejected"]).inc();
+    }
+
+    /// A guest whose caller went away before it ended.
+    pub fn guest_cancelled(&self) {
+        self.guests.with_label_values(&["cancelled"]).inc();
+    }
+
+    pub fn rate_limit(&self, allowed: bool) {
+        self.rate_limit
+            .with_label_values(&[if allowed { "allowed" } else { "rejected" }])
+            .inc();
+    }
+
+    /// `result` is one of `anonymous`, `ok`, `malformed`, `invalid`, `unavailable`.
+    pub fn authentication(&self, result: &str) {
+        self.authentications.with_label_values(&[result]).inc();
+    }
+
+    /// `result` is one of `ok`, `failed`, `timeout`.
+    pub fn tls_handshake(&self, result: &str) {
+        self.tls_handshakes.with_label_values(&[result]).inc();
+    }
+
+    /// `result` is one of `compiled`, `refused`, `limit`, `failed`.
+    pub fn compile(&self, result: &str, duration: Duration) {
+        self.compiles.with_label_values(&[result]).inc();
+        self.compile_duration.observe(duration.as_secs_f64());
+    }
+
+    /// The page, in the Prometheus text format 0.0.4.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut page = Vec::with_capacity(16 * 1024);
+        TextEncoder::new().encode(&self.registry.gather(), &mut page)?;
+        Ok(String::from_utf8_lossy(&page).into_owned())
+    }
+
+    #[expect(
+        clippy::expect_used,
+        reason = "names and labels are constants; any test finds a bad one"
+    )]
+    fn new() -> Metrics {
+        let registry = Registry::new();
+        let build = prometheus::process_collector::ProcessCollector::for_self();
+        registry
+            .register(Box::new(build))
+            .expect("the process collector registers");
+        let r = Registrar {
+            registry: &registry,
+        };
+        let info = r.counter_vec_gauge(
+            "build_info",
+            "Always 1; the label says which version runs.",
+            "version",
+        );
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let memory_buckets =
+            prometheus::exponential_buckets(65_536.0, 4.0, 8).expect("the buckets are valid");
+        Metrics {
+            requests: r.counter_vec(
+                "requests_total",
+                "Requests answered.",
+                &["route", "method", "status"],
+            ),
+            request_duration: r.histogram_vec(
+                "request_duration_seconds",
+                "Time from a request's head to the end of its answer, in seconds.",
+                &["route"],
+            ),
+            guests: r.counter_vec("guests_total", "Guests by how they ended.", &["status"]),
+            guest_duration: r.histogram(
+                "guest_duration_seconds",
+                "Wall-clock time of a guest, in seconds.",
+                LATENCY_BUCKETS.to_vec(),
+            ),
+            guest_cpu: r.histogram(
+                "guest_cpu_seconds",
+                "CPU time of a guest, in seconds.",
+                LATENCY_BUCKETS.to_vec(),
+            ),
+            guest_queue: r.histogram(
+                "guest_queue_seconds",
+                "Time a guest waited for a thread, in seconds.",
+                LATENCY_BUCKETS.to_vec(),
+            ),
+            guest_memory: r.histogram(
+                "guest_memory_peak_bytes",
+                "Largest linear memory of a guest, in bytes.",
+                memory_buckets,
+            ),
+            rate_limit: r.counter_vec(
+                "rate_limit_decisions_total",
+                "Rate-limit decisions.",
+                &["decision"],
+            ),
+            authentications: r.counter_vec(
+                "authentications_total",
+                "Authentications by result.",
+                &["result"],
+            ),
+            tls_handshakes: r.counter_vec(
+                "tls_handshakes_total",
+                "TLS handshakes by result.",
+                &["result"],
+            ),
+            compiles: r.counter_vec(
+                "compiles_total",
+                "Modules compiled, by result.",
+                &["result"],
+            ),
+            compile_duration: r.histogram(
+                "compile_duration_seconds",
+                "Time to compile a module, in seconds.",
+                LATENCY_BUCKETS.to_vec(),
+            ),
+            connections: r.gauge("connections", "Client connections open now."),
+            connections_refused: r.counter(
+                "connections_refused_total",
+                "Connections closed at once because there were too many.",
+            ),
+            requests_active: r.gauge("requests_active", "Requests being answered now."),
+            guests_running: r.gauge("guests_running", "Guests running now."),
+            guests_queued: r.gauge("guests_queued", "Guests waiting for a thread now."),
+            modules_cached: r.gauge("modules_cached", "Compiled modules in memory."),
+            database_up: r.gauge(
+                "database_up",
+                "1 when the database answered the last check, else 0.",
+            ),
+            upstream_failures: r.counter(
+                "upstream_failures_total",
+                "Requests whose upstream could not be reached or failed.",
+            ),
+            registry,
+        }
+    }
+}
+
+struct Registrar<'a> {
+    registry: &'a Registry,
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "names and labels are constants; any test finds a bad one"
+)]
+impl Registrar<'_> {
+    fn name(&self, name: &str) -> String {
+        format!("wasmwiz_{name}")
+    }
+
+    fn add<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> C {
+        self.registry
+            .register(Box::new(collector.clone()))
+            .expect("the metric's name is unique");
+        collector
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(self.name(name), help).expect("the metric is valid"))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(self.name(name), help).expect("the metric is valid"))
+    }
+
+    fn counter_vec(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(
+            IntCounterVec::new(Opts::new(self.name(name), help), labels)
+                .expect("the metric is valid"),
+        )
+    }
+
+    fn counter_vec_gauge(&self, name: &str, help: &str, label: &str) -> prometheus::IntGaugeVec {
+        self.add(
+            prometheus::IntGaugeVec::new(Opts::new(self.name(name), help), &[label])
+                .expect("the metric is valid"),
+        )
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
+        let opts = HistogramOpts::new(self.name(name), help).buckets(buckets);
+        self.add(Histogram::with_opts(opts).expect("the metric is valid"))
+    }
+
+    fn histogram_vec(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        let opts = HistogramOpts::new(self.name(name), help).buckets(LATENCY_BUCKETS.to_vec());
+        self.add(HistogramVec::new(opts, labels).expect("the metric is valid"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_has_help_types_and_the_prefix() {
+        let route = RouteMetrics::new("metrics-test");
+        route.observe("GET", 200, Duration::from_micros(300));
+        route.observe("BREW", 418, Duration::from_micros(300));
+        route.observe("GET", 0, Duration::from_micros(300));
+        let page = metrics().render().unwrap();
+        assert!(
+            page.contains(
+                r#"wasmwiz_requests_total{method="GET",route="metrics-test",status="2xx"} 1"#
+            ),
+            "{page}"
+        );
+        assert!(page.contains(
+            r#"wasmwiz_requests_total{method="other",route="metrics-test",status="4xx"} 1"#
+        ));
+        assert!(page.contains(
+            r#"wasmwiz_requests_total{method="GET",route="metrics-test",status="4xx"} 1"#
+        ));
+        assert!(page.contains("wasmwiz_build_info{version="));
+        for line in page.lines().filter(|l| !l.starts_with('#')) {
+            assert!(
+                line.starts_with("wasmwiz_") || line.starts_with("process_"),
+                "{line}"
+            );
+        }
+    }
+}

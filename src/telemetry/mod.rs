@@ -1,0 +1,5 @@
+//! What the gateway says of itself: logs, metrics, health. A leaf: it imports nothing of ours.
+
+pub mod health;
+pub mod logging;
+pub mod metrics;

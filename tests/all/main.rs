@@ -1,0 +1,21 @@
+//! All integration tests, as one binary: the dependencies link once.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that can not go on says so by panicking"
+)]
+
+mod answers;
+mod api;
+mod config;
+mod execute;
+mod guests;
+mod health;
+mod routes;
+mod sandbox;
+mod shutdown;
+mod start;
+mod store;
+mod support;
+mod tidy;
+mod tour;
