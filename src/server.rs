@@ -26,7 +26,7 @@ use crate::gateway::plan::Plan;
 use crate::gateway::{BodyRoom, BuiltinMetrics, Gateway, Listener, Serves, Shared};
 use crate::limits::Limiter;
 use crate::modules::Registry;
-use crate::sandbox::{Call, Sandbox, Stdout};
+use crate::sandbox::{Call, Preparation, Sandbox, ShareKey, Stdout};
 use crate::store::Store;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::metrics;
@@ -45,6 +45,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 const UPSTREAM_POOL: usize = 256;
 /// Tries per proxied request: each upstream once, up to this many.
 const UPSTREAM_TRIES_MAX: usize = 8;
+
+/// Files that are asked for, at most, for the memory images of cached modules.
+const IMAGES_MAX: u64 = 8192;
 
 /// A gateway that is ready to run: everything that can be wrong has been checked, no port is bound.
 pub struct Server {
@@ -101,7 +104,7 @@ impl Server {
             control_plane,
             control: tokio::runtime::Handle::current(),
             builtin_metrics: BuiltinMetrics::default(),
-            body_room: BodyRoom::default(),
+            body_room: BodyRoom::new(config.gateway.api_body_bytes_max),
             access_log: config.logging.access,
         });
         Ok(Server {
@@ -119,7 +122,10 @@ impl Server {
     pub async fn run(mut self) -> anyhow::Result<()> {
         let listeners = std::mem::take(&mut self.listeners);
         let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.address).collect();
-        raise_open_files(self.shared.settings.bounds.connections_max);
+        raise_open_files(
+            self.shared.settings.bounds.connections_max,
+            self.config.sandbox.cache_bytes_max,
+        );
         let (stop, stopped) = watch::channel(false);
         let grace = self.config.server.shutdown_grace;
         let serving = self.start_pingora(listeners, stopped, grace)?;
@@ -334,11 +340,12 @@ fn h2_options(settings: &crate::gateway::Settings) -> H2Options {
 async fn self_test(sandbox: &Sandbox) -> anyhow::Result<()> {
     const TINY: &str = r#"(module (memory (export "memory") 1) (func (export "_start")))"#;
     let wasm = crate::sandbox::to_binary(Bytes::from_static(TINY.as_bytes()))?;
-    let module = sandbox.prepare(wasm).await?;
+    let module = sandbox.prepare(wasm, Preparation::Optimised).await?;
     let call = Call {
         args: vec!["self-test".into()],
         env: Vec::new(),
-        stdin: Bytes::new(),
+        stdin: Bytes::new().into(),
+        files: None,
         stdout: Stdout::Collect,
         limits: crate::sandbox::GuestLimits {
             deadline: Duration::from_secs(5),
@@ -346,6 +353,7 @@ async fn self_test(sandbox: &Sandbox) -> anyhow::Result<()> {
             stdout_bytes_max: 1024,
             stderr_bytes_max: 1024,
         },
+        share: ShareKey::default(),
     };
     let outcome = sandbox.run(module, call).await?;
     if !outcome.end.is_success() {
@@ -381,10 +389,12 @@ async fn write_out(registry: &Registry, auth: &Authenticator) {
 }
 
 /// A connection is a file: the soft limit, often 1,024, is raised to what the hard one allows.
-fn raise_open_files(connections_max: usize) {
+fn raise_open_files(connections_max: usize, cache_bytes_max: u64) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // Each module in the cache may hold a file, the image of its memory. Few count for less than this.
+    let images = (cache_bytes_max / (64 * 1024)).min(IMAGES_MAX);
     // Proxied requests hold a second socket; the rest is the database, the log and the like.
-    let wanted = connections_max as u64 * 2 + 256;
+    let wanted = connections_max as u64 * 2 + images + 256;
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX);
     if limit.current.is_some_and(|current| current < wanted) {
@@ -400,7 +410,7 @@ fn raise_open_files(connections_max: usize) {
         tracing::warn!(
             open_files_max = most,
             wanted,
-            "the hard limit of open files is low for server.connections_max; raise one or lower the other"
+            "the hard limit of open files is low for server.connections_max and sandbox.cache_max; raise it or lower these"
         );
     }
 }

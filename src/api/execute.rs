@@ -18,7 +18,7 @@ use super::receipt;
 use super::{Api, Settings};
 use crate::auth::KeyPrincipal;
 use crate::failure::Failure;
-use crate::sandbox::{self, Call, Outcome, Prepared, Stdout};
+use crate::sandbox::{Call, Outcome, Preparation, Prepared, ShareKey, Stdout};
 
 pub(super) const WASM_NAMES: &[&str] = &["wasm", "wasm_file"];
 pub(super) const INPUT_NAMES: &[&str] = &["input", "input_data"];
@@ -30,8 +30,8 @@ pub(super) async fn execute(
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let (wasm, input) = module_and_input(&parts, body, &api.state.settings).await?;
-    let wasm = api.binary(wasm).await?;
-    let prepared = api.state.sandbox.prepare(wasm).await?;
+    let wasm = api.state.sandbox.to_binary(wasm).await?;
+    let prepared = api.state.sandbox.prepare(wasm, Preparation::Fast).await?;
     let hash = prepared.hash();
     let outcome = api.run(prepared, input, &caller.principal).await?;
     receipt::respond(
@@ -100,24 +100,6 @@ impl Settings {
 }
 
 impl Api {
-    /// WebAssembly binary from what a client sent. Translating text is work for a processor, so it
-    /// is done off the runtime, as much at a time as there are processors.
-    pub(super) async fn binary(&self, sent: Bytes) -> Result<Bytes, Problem> {
-        let permit = Arc::clone(&self.translations)
-            .acquire_owned()
-            .await
-            .map_err(|error| Problem::internal(error.to_string()))?;
-        let translation = tokio::task::spawn_blocking(move || {
-            // The permit is of the work: a client that leaves does not end what it caused.
-            let _permit = permit;
-            sandbox::to_binary(sent)
-        });
-        match translation.await {
-            Ok(binary) => Ok(binary?),
-            Err(error) => Err(Problem::internal(error.to_string())),
-        }
-    }
-
     /// Runs a guest on `input` under the caller's limits.
     pub(super) async fn run(
         &self,
@@ -129,11 +111,13 @@ impl Api {
         let call = Call {
             args: vec!["main.wasm".to_owned()],
             env: Vec::new(),
-            stdin: input,
+            stdin: input.into(),
+            files: None,
             stdout: Stdout::Collect,
             limits: settings
                 .tiers
                 .guest_limits(Some(principal.tier), settings.guest),
+            share: ShareKey::of(principal.user_id),
         };
         Ok(self.state.sandbox.run(module, call).await?)
     }

@@ -29,7 +29,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 use crate::auth::{Authenticator, Principal};
 use crate::failure::Failure;
@@ -75,8 +75,6 @@ struct Api {
     state: State,
     /// Held while a key is counted and made, so that concurrent requests can't pass the bound.
     key_creation: Mutex<()>,
-    /// A permit per module being translated: text takes many times its size meanwhile.
-    translations: Arc<Semaphore>,
 }
 
 /// The router over `/api/…`. A failure is a response that carries a [`crate::failure::Failure`].
@@ -85,11 +83,9 @@ struct Api {
 /// one kind of error answer without a [`crate::failure::Failure`] is that of a guest that ran and
 /// failed: its 422 has a JSON body of its own.
 pub fn router(state: State) -> axum::Router {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let api = Arc::new(Api {
         state,
         key_creation: Mutex::new(()),
-        translations: Arc::new(Semaphore::new(processors)),
     });
     let resources = axum::Router::new()
         .route("/api/wasm/execute", routing::post(execute::execute))

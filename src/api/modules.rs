@@ -22,6 +22,7 @@ use super::receipt;
 use super::values;
 use crate::auth::KeyPrincipal;
 use crate::failure::Failure;
+use crate::sandbox::Preparation;
 use crate::store::modules::{Module, NewModule};
 
 const NAME_BYTES_MAX: usize = 255;
@@ -82,10 +83,12 @@ pub(super) async fn upload(
     request: Request,
 ) -> Result<Response, Problem> {
     let upload = read_upload(request, &api).await?;
-    let wasm = api.binary(upload.wasm).await?;
+    let wasm = api.state.sandbox.to_binary(upload.wasm).await?;
     // What is no module, or does not compile, is refused here, and the first execution finds the
     // module compiled.
-    let hash = api.state.sandbox.prepare(wasm.clone()).await?.hash();
+    let preparation = Preparation::FastThenOptimised;
+    let prepared = api.state.sandbox.prepare(wasm.clone(), preparation).await?;
+    let hash = prepared.hash();
     let new = NewModule {
         owner_id: caller.principal.user_id,
         name: &upload.name,

@@ -162,6 +162,8 @@ fn sandbox_settings() -> sandbox::Settings {
     sandbox::Settings {
         wasm_bytes_max: 10_000,
         guests_max: 1,
+        guests_per_share_max: 1,
+        warm_max: 1,
         queue_max: 1,
         queue_timeout: Duration::from_secs(1),
         stack_bytes: 1 << 20,
@@ -170,10 +172,14 @@ fn sandbox_settings() -> sandbox::Settings {
         compile: CompileSettings {
             worker: std::env::current_exe().unwrap(),
             workers_max: 1,
+            workers_spare: 0,
             queue_max: 1,
+            queue_timeout: Duration::from_secs(60),
+            singlepass: true,
             timeout: Duration::from_secs(1),
             memory_bytes_max: 1 << 30,
         },
+        artifacts: None,
     }
 }
 

@@ -1,5 +1,5 @@
 //! `wasm-wizard check`: is this configuration fit to start with? Binds no port and starts nothing;
-//! opens the certificates, keys and modules that the configuration names.
+//! opens the certificates, keys, modules and files that the configuration names.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -16,7 +16,7 @@ use rustls::sign::CertifiedKey;
 use crate::config::{self, Config, Loaded, Path, Problem};
 use crate::gateway::Listener;
 use crate::route::{ModuleSource, Route, Target};
-use crate::sandbox;
+use crate::sandbox::{self, Files};
 use crate::tls::CertificateFiles;
 
 /// A certificate that ends sooner than this is worth a warning.
@@ -27,8 +27,8 @@ const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// Check a configuration without starting anything
 ///
-/// Reports every problem with its file, line and what to do, opens the certificates, keys and
-/// modules that the configuration names, and exits with 0 when a start would accept it, else 1.
+/// Reports every problem with its file, line and what to do, opens the certificates, keys,
+/// modules and files that the configuration names, and exits with 0 when a start would accept it, else 1.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Args {
     /// The configuration file; without it, the built-in configuration
@@ -107,6 +107,7 @@ fn report(
     };
     findings.certificates(probes.now);
     findings.modules(probes.module);
+    findings.files();
     findings.table(probes.table);
     let Findings {
         mut problems,
@@ -330,6 +331,25 @@ impl Findings<'_> {
                     message,
                     "paths are relative to the working directory",
                 );
+            }
+        }
+    }
+
+    fn files(&mut self) {
+        for (index, route) in self.loaded.config.routes.iter().enumerate() {
+            let Target::Execute(execute) = &route.target else {
+                continue;
+            };
+            let Some(directory) = &execute.files else {
+                continue;
+            };
+            if let Err(error) = Files::load(directory) {
+                let path = Path::from("routes")
+                    .index(index)
+                    .key("execute")
+                    .key("files");
+                let hint = "paths are relative to the working directory";
+                self.problem(&path, error, hint);
             }
         }
     }

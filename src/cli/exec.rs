@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -9,13 +10,17 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::config::{Config, Period, Size};
-use crate::sandbox::{self, Call, End, GuestLimits, ModuleHash, Outcome, Sandbox, Stdout};
+use crate::sandbox::{
+    self, Call, End, Files, GuestLimits, ModuleHash, Outcome, Preparation, Sandbox, ShareKey,
+    Stdout,
+};
 
 const EXAMPLES: &str = "\
 Examples:
   wasm-wizard exec examples/guests/echo.wasm --input 'hello'
   wasm-wizard exec examples/guests/wordcount.wasm < README.md
   wasm-wizard exec mine.wat --timeout 500ms --memory 16MiB --json
+  wasm-wizard exec mine.wasm --files data/
 
 The guest's standard output and standard error go to this command's own; what it used is reported on
 standard error. The exit code is the guest's, or 124 for a time limit, 125 for another limit, 126 for
@@ -40,6 +45,9 @@ pub struct Args {
     /// Memory limit, at most the configured one.
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
     memory: Option<Size>,
+    /// A directory that the guest finds as `/`; it reads a copy and can't write.
+    #[arg(long, value_name = "DIR")]
+    files: Option<PathBuf>,
     /// Environment variables of the guest.
     #[arg(long = "env", value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -62,16 +70,19 @@ pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<i32> {
             .iter()
             .map(|pair| variable(pair))
             .collect::<anyhow::Result<_>>()?,
-        stdin: input(args, config.api.input_bytes_max)?,
+        stdin: input(args, config.api.input_bytes_max)?.into(),
+        files: files(args)?,
         stdout: Stdout::Collect,
         limits: limits(args, config.gateway.guest),
+        share: ShareKey::default(),
     };
     let runtime = super::runtime()?;
     let (hash, outcome) = runtime.block_on(async {
-        let sandbox = Sandbox::start(config.sandbox.clone()).context("starting the sandbox")?;
+        let sandbox = Sandbox::start(config.sandbox.clone().for_one_command())
+            .context("starting the sandbox")?;
         let wasm = sandbox::to_binary(bytes).with_context(|| format!("{}", args.file.display()))?;
         let module = sandbox
-            .prepare(wasm)
+            .prepare(wasm, Preparation::Optimised)
             .await
             .with_context(|| format!("{}", args.file.display()))?;
         let outcome = sandbox.run(module.clone(), call).await?;
@@ -100,6 +111,11 @@ fn variable(pair: &str) -> anyhow::Result<(String, String)> {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => bail!("--env wants NAME=VALUE, not `{pair}`"),
     }
+}
+
+fn files(args: &Args) -> anyhow::Result<Option<Arc<Files>>> {
+    let files = args.files.as_deref().map(Files::load).transpose()?;
+    Ok(files.map(Arc::new))
 }
 
 fn input(args: &Args, bytes_max: u64) -> anyhow::Result<Bytes> {

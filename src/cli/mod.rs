@@ -83,6 +83,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if args.len() == 2 && args[1] == "compile-worker" {
         return exit_code(sandbox::compile_worker());
     }
+    sandbox::give_back_large_blocks();
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -223,7 +224,8 @@ fn with_store(
             .context("opening the database")?;
         serve::bring_up_to_date(config, &store).await?;
         let auth = Authenticator::new(config.auth.settings(salt), store.clone());
-        let sandbox = Sandbox::start(config.sandbox.clone()).context("starting the sandbox")?;
+        let sandbox = Sandbox::start(config.sandbox.clone().for_one_command())
+            .context("starting the sandbox")?;
         work(&store, &auth, &sandbox).await?;
         store.close().await;
         Ok(0)

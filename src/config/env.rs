@@ -38,12 +38,13 @@ const fn secret(name: &'static str, path: &'static str) -> Variable {
 }
 
 /// Every variable that is read.
-pub const VARIABLES: [Variable; 24] = [
+pub const VARIABLES: [Variable; 25] = [
     variable("ENVIRONMENT", "environment"),
     secret("DATABASE_URL", "database.url"),
     secret("REDIS_URL", ""),
     secret("API_SALT", "auth.salt"),
     secret("JWT_SECRET", ""),
+    secret("ARTIFACT_KEY", "sandbox.artifacts.key"),
     variable("SERVER_HOST", "server.https[0].address"),
     variable("SERVER_PORT", "server.https[0].address"),
     variable("TLS_CERT_PATH", "server.https[0].certificates"),
@@ -187,6 +188,9 @@ impl<'a> Over<'a> {
         }
         if let Some(salt) = self.secret("API_SALT", "API_SALT_FILE") {
             file.auth.salt = Some(Secret::new(salt));
+        }
+        if let Some(key) = self.secret("ARTIFACT_KEY", "ARTIFACT_KEY_FILE") {
+            file.sandbox.artifacts.key = Some(Secret::new(key));
         }
         if let Some(name) = ["REDIS_URL", "REDIS_URL_FILE"]
             .into_iter()

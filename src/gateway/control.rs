@@ -2,6 +2,7 @@
 //! database never holds a thread that serves connections.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
@@ -18,7 +19,9 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 use super::body::{self, BodyLimit};
-use super::respond::Stop;
+use super::execute::share;
+use super::respond::{Stop, write_body};
+use super::room::Place;
 use super::{Ctx, Gateway};
 use crate::api::{BodyError, Caller};
 use crate::failure::Failure;
@@ -58,8 +61,17 @@ impl Gateway {
         let (chunks, received) = mpsc::channel(CHUNKS_AHEAD);
         let request = request(session, ctx, received)?;
         let router = self.shared.control_plane.clone();
-        let mut running = Running(self.shared.control.spawn(router.oneshot(request)));
-        let answer = serve(session, &mut running, chunks, limit).await?;
+        let place = Arc::new(self.shared.body_room.place(share(ctx)));
+        let held = Arc::clone(&place);
+        let mut running = Running(self.shared.control.spawn(async move {
+            let answer = router.oneshot(request).await;
+            // Whoever reads the body may keep all of it up to here.
+            drop(held);
+            answer
+        }));
+        let answer = serve(session, &mut running, chunks, limit, &place).await?;
+        // A slow client's answer holds no room for other requests' bodies.
+        drop(place);
         let Ok(response) = answer;
         self.send_response(session, ctx, response).await
     }
@@ -119,8 +131,10 @@ impl Gateway {
                     error,
                 )
             })?;
-            if let Ok(chunk) = frame.into_data() {
-                session.write_response_body(Some(chunk), false).await?;
+            if let Ok(chunk) = frame.into_data()
+                && !chunk.is_empty()
+            {
+                write_body(session, chunk, false).await?;
             }
         }
         Ok(session.write_response_body(None, true).await?)
@@ -170,6 +184,7 @@ async fn serve(
     running: &mut Running,
     chunks: mpsc::Sender<Result<Bytes, BodyError>>,
     limit: BodyLimit,
+    place: &Place,
 ) -> Result<Answer, Stop> {
     let deadline = tokio::time::Instant::now() + limit.timeout;
     let mut read: u64 = 0;
@@ -182,7 +197,7 @@ async fn serve(
             biased;
             answer = &mut running.0 => return joined(answer),
             () = tokio::time::sleep_until(deadline) => return Err(limit.too_slow().into()),
-            chunk = feed(session, sender, &mut read, limit) => match chunk? {
+            chunk = feed(session, sender, &mut read, limit, place) => match chunk? {
                 Fed::More => {}
                 Fed::TooLarge => return Err(limit.too_large().into()),
                 Fed::Done => chunks = None,
@@ -208,9 +223,10 @@ async fn feed(
     sender: &mpsc::Sender<Result<Bytes, BodyError>>,
     read: &mut u64,
     limit: BodyLimit,
-) -> Result<Fed, Box<Error>> {
-    // The place is taken first: once a chunk is read it is not lost when this future is dropped.
-    let Ok(place) = sender.reserve().await else {
+    place: &Place,
+) -> Result<Fed, Stop> {
+    // The permit is taken first: once a chunk is read it is not lost when this future is dropped.
+    let Ok(permit) = sender.reserve().await else {
         return Ok(Fed::Done);
     };
     let Some(chunk) = body::read_chunk(session).await? else {
@@ -218,12 +234,17 @@ async fn feed(
     };
     *read += chunk.len() as u64;
     if *read > limit.bytes_max {
-        place.send(Err(BodyError::TooLarge {
+        permit.send(Err(BodyError::TooLarge {
             bytes_max: limit.bytes_max,
         }));
         return Ok(Fed::TooLarge);
     }
-    place.send(Ok(chunk));
+    if let Err(full) = place.cover(usize::try_from(*read).unwrap_or(usize::MAX)) {
+        // The handler must not take the part for the whole.
+        permit.send(Err(BodyError::Gone));
+        return Err(full.into());
+    }
+    permit.send(Ok(chunk));
     Ok(Fed::More)
 }
 

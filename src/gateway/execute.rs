@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -12,66 +11,73 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use serde_json::{Map, json};
 
-use super::body::{self, BodyLimit};
-use super::respond::{Stop, is_tls};
+use super::body::BodyLimit;
+use super::feed::{self, Feed};
+use super::respond::{Stop, is_tls, write_body};
 use super::{Ctx, Gateway, request};
 use crate::auth::Principal;
 use crate::failure::Failure;
+use crate::limits;
 use crate::route::{Execute, Limits};
 use crate::sandbox::abi::wagi::{Head, HeadError, HeadParser};
 use crate::sandbox::abi::{self, Abi, ArgsAndEnv};
 use crate::sandbox::{
-    Call, End, GuestLimits, Outcome, PipeReader, Prepared, RunError, Stdout, pipe,
+    Call, End, Files, GuestLimits, Outcome, PipeReader, Prepared, RunError, ShareKey, Stdout, pipe,
 };
 
 /// Output on its way from a guest to a slow client; a guest that is further ahead waits.
 const PIPE_BYTES: usize = 256 * 1024;
-/// Guests faster than this are not worth watching the connection for a client that leaves.
-const WATCH_AFTER: Duration = Duration::from_millis(50);
 /// What of a guest's standard error goes to the log, in bytes.
 const STDERR_LOGGED_MAX: usize = 1024;
+
+/// What a route runs.
+pub(super) struct Program<'a> {
+    pub execute: &'a Execute,
+    pub module: Arc<Prepared>,
+    pub files: Option<Arc<Files>>,
+}
 
 impl Gateway {
     pub(super) async fn execute(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
-        execute: &Execute,
         limits: &Limits,
-        module: Arc<Prepared>,
+        program: Program<'_>,
     ) -> Result<(), Stop> {
+        let Program {
+            execute,
+            module,
+            files,
+        } = program;
         let settings = &self.shared.settings;
         let limit = BodyLimit {
             bytes_max: limits.body_bytes_max.unwrap_or(settings.body_bytes_max),
             timeout: settings.timeouts.request_body,
         };
-        // Held, with its room, until the guest has ended.
-        let buffered = body::read_whole(session, limit, &self.shared.body_room).await?;
-        let input = buffered.bytes.clone();
+        let share = share(ctx);
+        let input = feed::open(session, limit, self.shared.body_room.place(share)).await?;
+        let (args, env) = args_and_env(session, ctx, execute, input.length)?;
         let guest_limits = self.guest_limits(&ctx.principal, limits);
+        let feed = input.feed;
+        let call = |stdout| Call {
+            args,
+            env,
+            stdin: input.stdin,
+            files,
+            stdout,
+            limits: guest_limits,
+            share,
+        };
         match execute.abi {
             Abi::Command => {
-                let (args, env) = args_and_env(session, ctx, execute, &input)?;
-                let call = Call {
-                    args,
-                    env,
-                    stdin: input,
-                    stdout: Stdout::Collect,
-                    limits: guest_limits,
-                };
-                self.command(session, ctx, execute, module, call).await
+                let run = self.shared.sandbox.run(module, call(Stdout::Collect));
+                self.command(session, ctx, execute, run, feed).await
             }
             Abi::Wagi => {
-                let (args, env) = args_and_env(session, ctx, execute, &input)?;
                 let (writer, reader) = pipe(PIPE_BYTES);
-                let call = Call {
-                    args,
-                    env,
-                    stdin: input,
-                    stdout: Stdout::Pipe(writer),
-                    limits: guest_limits,
-                };
-                self.wagi(session, ctx, module, call, reader).await
+                let run = self.shared.sandbox.run(module, call(Stdout::Pipe(writer)));
+                self.wagi(session, ctx, run, reader, feed).await
             }
         }
     }
@@ -101,15 +107,16 @@ impl Gateway {
         session: &mut Session,
         ctx: &mut Ctx,
         execute: &Execute,
-        module: Arc<Prepared>,
-        call: Call,
+        run: impl Future<Output = Result<Outcome, RunError>>,
+        mut feed: Feed,
     ) -> Result<(), Stop> {
-        let run = self.shared.sandbox.run(module, call);
         let outcome = tokio::select! {
             biased;
             outcome = run => outcome.map_err(not_run)?,
-            error = body::gone(session, WATCH_AFTER) => return Err(error.into()),
+            stop = feed.pump(session) => return Err(stop),
         };
+        // A slow client's answer holds no room for other requests' bodies.
+        drop(feed);
         note(ctx, &outcome);
         match outcome.end {
             End::Exit(0) => {
@@ -143,18 +150,16 @@ impl Gateway {
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
-        module: Arc<Prepared>,
-        call: Call,
+        run: impl Future<Output = Result<Outcome, RunError>>,
         mut reader: PipeReader,
+        mut feed: Feed,
     ) -> Result<(), Stop> {
-        let sandbox = self.shared.sandbox.clone();
-        let run = sandbox.run(module, call);
         tokio::pin!(run);
         let mut ended: Option<Outcome> = None;
         let begun = tokio::select! {
             biased;
             begun = begin(&mut reader, run.as_mut(), &mut ended) => begun?,
-            error = body::gone(session, WATCH_AFTER) => return Err(error.into()),
+            stop = feed.pump(session) => return Err(stop),
         };
         let (head, first) = match begun {
             Begun::Head(head, first) => (head, first),
@@ -173,13 +178,17 @@ impl Gateway {
         {
             ended = Some(outcome.map_err(not_run)?);
         }
-        let bodiless = session.req_header().method == Method::HEAD;
+        // Nothing may follow these heads, not even an empty chunk.
+        let bodiless = matches!(
+            head.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        ) || session.req_header().method == Method::HEAD;
         let whole = ended.is_some() || bodiless || session.req_header().version == Version::HTTP_10;
         if whole {
             let (body, outcome) = tokio::select! {
                 biased;
                 drained = drain(first, &mut reader, ended, run.as_mut()) => drained?,
-                error = body::gone(session, WATCH_AFTER) => return Err(error.into()),
+                stop = feed.pump(session) => return Err(stop),
             };
             note(ctx, &outcome);
             if !outcome.end.is_success() {
@@ -188,7 +197,11 @@ impl Gateway {
             let head = response_head(head, ctx)?;
             return Ok(self.send(session, ctx, head, body).await?);
         }
-        self.stream(session, ctx, head, first, &mut reader).await?;
+        self.begin_stream(session, ctx, head, first).await?;
+        let streamed = stream(session, &mut reader, &mut feed).await;
+        if let Err(stop) = streamed {
+            return Err(broken(ctx, stop));
+        }
         let outcome = match ended {
             Some(outcome) => outcome,
             None => run.await.map_err(not_run)?,
@@ -197,14 +210,13 @@ impl Gateway {
         finish_stream(session, &outcome).await
     }
 
-    /// Sends the head, and the body as the guest writes it.
-    async fn stream(
+    /// Sends the head, and what of the body there is.
+    async fn begin_stream(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
         head: Head,
         first: Bytes,
-        reader: &mut PipeReader,
     ) -> Result<(), Stop> {
         let mut head = response_head(head, ctx)?;
         if !head.headers.contains_key(header::CONTENT_LENGTH) {
@@ -213,19 +225,52 @@ impl Gateway {
         self.finish_head(session, ctx, &mut head)?;
         session.write_response_header(Box::new(head), false).await?;
         if !first.is_empty() {
-            session.write_response_body(Some(first), false).await?;
+            write_body(session, first, false).await?;
         }
-        loop {
-            let bytes = tokio::select! {
-                biased;
-                bytes = reader.read() => bytes,
-                error = body::gone(session, WATCH_AFTER) => return Err(error.into()),
-            };
-            match bytes {
-                Some(bytes) => session.write_response_body(Some(bytes), false).await?,
-                None => return Ok(()),
-            }
+        Ok(())
+    }
+}
+
+/// Sends the body as the guest writes it, while the request's body still arrives.
+async fn stream(
+    session: &mut Session,
+    reader: &mut PipeReader,
+    feed: &mut Feed,
+) -> Result<(), Stop> {
+    loop {
+        let bytes = tokio::select! {
+            biased;
+            bytes = reader.read() => bytes,
+            stop = feed.pump(session) => return Err(stop),
+        };
+        match bytes {
+            Some(bytes) => write_body(session, bytes, false).await?,
+            None => return Ok(()),
         }
+    }
+}
+
+/// A failure in the middle of an answer can't be told any more: it breaks the connection.
+fn broken(ctx: &mut Ctx, stop: Stop) -> Stop {
+    match stop {
+        Stop::Connection(error) => Stop::Connection(error),
+        Stop::Failure(failure) => {
+            ctx.failure = Some(failure.code);
+            Error::explain(
+                ErrorType::InternalError,
+                format!("in the middle of the answer: {}", failure.message),
+            )
+            .into()
+        }
+    }
+}
+
+/// Callers wait for their own guests before others', and share the room for their bodies: users for
+/// those of all their keys.
+pub(super) fn share(ctx: &Ctx) -> ShareKey {
+    match &ctx.principal {
+        Principal::Anonymous => ShareKey::of(ctx.client.map(limits::subscriber)),
+        Principal::Key(key) => ShareKey::of(key.user_id),
     }
 }
 
@@ -331,7 +376,7 @@ fn args_and_env(
     session: &Session,
     ctx: &Ctx,
     execute: &Execute,
-    input: &Bytes,
+    content_length: Option<u64>,
 ) -> Result<ArgsAndEnv, Stop> {
     let head = session.req_header();
     let host = request::host(head)?;
@@ -359,7 +404,7 @@ fn args_and_env(
         params: &ctx.params,
         principal: principal.as_deref(),
         request_id: &ctx.request_id,
-        body: input.clone(),
+        content_length,
     };
     Ok(execute
         .abi

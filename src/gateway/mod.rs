@@ -11,10 +11,12 @@ pub mod connection;
 mod context;
 mod control;
 mod execute;
+mod feed;
 pub mod plan;
 mod proxy;
 mod request;
 mod respond;
+mod room;
 mod settings;
 
 use std::sync::Arc;
@@ -36,11 +38,12 @@ use crate::route::{self, Found, Redirect, Respond, Route, Target};
 use crate::sandbox::Sandbox;
 use crate::telemetry::health::{Health, Probe};
 use crate::telemetry::metrics::RouteMetrics;
-pub use body::BodyRoom;
 pub use context::Ctx;
 use context::HandledBy;
+use execute::Program;
 use plan::{Plan, Service};
 use respond::Stop;
+pub use room::BodyRoom;
 pub use settings::{Bounds, Listener, Serves, Settings, Timeouts};
 
 /// What all listeners share.
@@ -172,9 +175,13 @@ impl Gateway {
         };
         self.admit(session, ctx, route, index).await?;
         match (&route.target, &planned.service) {
-            (Target::Execute(execute), Service::Guest(module)) => {
-                self.execute(session, ctx, execute, &route.limits, Arc::clone(module))
-                    .await?;
+            (Target::Execute(execute), Service::Guest { module, files }) => {
+                let program = Program {
+                    execute,
+                    module: Arc::clone(module),
+                    files: files.clone(),
+                };
+                self.execute(session, ctx, &route.limits, program).await?;
             }
             (Target::Proxy(_), Service::Upstreams(_)) => {
                 body::BodyLimit {
@@ -266,7 +273,7 @@ impl Gateway {
         };
         match &plan.planned(*index)?.service {
             Service::Upstreams(group) => Some(group),
-            Service::Guest(_) | Service::Fixed => None,
+            Service::Guest { .. } | Service::Fixed => None,
         }
     }
 }
@@ -376,7 +383,7 @@ impl ProxyHttp for Gateway {
         let plan = Arc::clone(plan);
         match plan.planned(*index).map(|planned| &planned.service) {
             Some(Service::Upstreams(group)) => self.peer(group, ctx).await,
-            Some(Service::Guest(_) | Service::Fixed) | None => {
+            Some(Service::Guest { .. } | Service::Fixed) | None => {
                 Error::e_explain(ErrorType::InternalError, "the route has no upstreams")
             }
         }

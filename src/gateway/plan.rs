@@ -1,10 +1,12 @@
 //! The routes, ready to serve: what a request needs is prepared here, before any port is bound.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::modules::{Registry, RegistryError};
 use crate::route::{BuildError, Route, Table, Target};
-use crate::sandbox::Prepared;
+use crate::sandbox::{Files, FilesError, Prepared};
 use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::{Group, NoServers};
 
@@ -22,7 +24,10 @@ pub(super) struct Planned {
 }
 
 pub(super) enum Service {
-    Guest(Arc<Prepared>),
+    Guest {
+        module: Arc<Prepared>,
+        files: Option<Arc<Files>>,
+    },
     Upstreams(Group),
     /// The answer is in the route itself.
     Fixed,
@@ -35,22 +40,31 @@ pub enum PlanError {
     Table(Vec<BuildError>),
     #[error("route `{route}`: {error}")]
     Module { route: String, error: RegistryError },
+    #[error("route `{route}`: files: {error}")]
+    Files { route: String, error: FilesError },
     #[error("route `{route}`: {error}")]
     Upstreams { route: String, error: NoServers },
 }
 
 impl Plan {
-    /// Compiles the modules, groups the upstreams and builds the table.
+    /// Compiles the modules, reads their files, groups the upstreams and builds the table.
     pub async fn prepare(routes: Vec<Route>, registry: &Registry) -> Result<Plan, PlanError> {
         let mut planned = Vec::with_capacity(routes.len());
+        let mut trees = Trees::default();
         for route in &routes {
             let service = match &route.target {
                 Target::Execute(execute) => {
                     let prepared = registry.prepare_source(&execute.module).await;
-                    Service::Guest(prepared.map_err(|error| PlanError::Module {
+                    let module = prepared.map_err(|error| PlanError::Module {
                         route: route.name.clone(),
                         error,
-                    })?)
+                    })?;
+                    let files = trees.get(execute.files.as_deref());
+                    let files = files.map_err(|error| PlanError::Files {
+                        route: route.name.clone(),
+                        error,
+                    })?;
+                    Service::Guest { module, files }
                 }
                 Target::Proxy(settings) => {
                     let group = Group::new(settings.clone());
@@ -78,5 +92,24 @@ impl Plan {
     /// What serves the route with this index.
     pub(super) fn planned(&self, index: u32) -> Option<&Planned> {
         self.planned.get(index as usize)
+    }
+}
+
+/// The trees of files read so far: routes that name the same directory share one.
+#[derive(Default)]
+struct Trees(HashMap<PathBuf, Arc<Files>>);
+
+impl Trees {
+    /// Reads at most 64 MiB from the disk, and nobody is served yet, so the thread may wait for it.
+    fn get(&mut self, directory: Option<&Path>) -> Result<Option<Arc<Files>>, FilesError> {
+        let Some(directory) = directory else {
+            return Ok(None);
+        };
+        if let Some(files) = self.0.get(directory) {
+            return Ok(Some(Arc::clone(files)));
+        }
+        let files = Arc::new(Files::load(directory)?);
+        self.0.insert(directory.to_owned(), Arc::clone(&files));
+        Ok(Some(files))
     }
 }

@@ -12,6 +12,10 @@ use crate::failure::Failure;
 use crate::limits;
 use crate::route::HeaderEdits;
 
+/// What is written at a time. The write timeout is for each: it ends a client that takes nothing more,
+/// not one that takes its time.
+const PIECE_BYTES: usize = 64 * 1024;
+
 /// Why a request is not answered in the ordinary way.
 pub(super) enum Stop {
     /// The client gets this failure.
@@ -54,7 +58,7 @@ impl Gateway {
             .write_response_header(Box::new(head), silent)
             .await?;
         if !silent {
-            session.write_response_body(Some(body), true).await?;
+            write_body(session, body, true).await?;
         }
         Ok(())
     }
@@ -111,6 +115,24 @@ impl Gateway {
             edit_response(head, edits)?;
         }
         Ok(())
+    }
+}
+
+/// Writes a part of a body that is not empty; with `end`, the last.
+pub(super) async fn write_body(
+    session: &mut Session,
+    mut bytes: Bytes,
+    end: bool,
+) -> Result<(), Box<Error>> {
+    loop {
+        let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
+        let last = bytes.is_empty();
+        session
+            .write_response_body(Some(piece), end && last)
+            .await?;
+        if last {
+            return Ok(());
+        }
     }
 }
 

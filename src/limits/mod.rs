@@ -157,7 +157,8 @@ impl Subject {
     }
 }
 
-fn subscriber(address: IpAddr) -> IpAddr {
+/// What one subscriber is taken to have: an IPv4 address, or an IPv6 network of 64 bits (RFC 6177).
+pub fn subscriber(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => {

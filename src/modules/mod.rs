@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chrono::Utc;
 
 use crate::route::ModuleSource;
-use crate::sandbox::{self, ModuleError, Prepared, Sandbox};
+use crate::sandbox::{self, ModuleError, Preparation, Prepared, Sandbox};
 use crate::store::Store;
 use crate::store::modules::Module;
 
@@ -62,12 +62,13 @@ impl Registry {
         if let Some(prepared) = self.sandbox.prepared(&module.hash) {
             return Ok(prepared);
         }
-        let not_found = || RegistryError::NotFound(module.id.to_string());
-        let wasm = self.store.blob(&module.hash).await?.ok_or_else(not_found)?;
-        Ok(self.sandbox.prepare(wasm).await?)
+        let wasm = self.blob(module).await?;
+        let preparation = Preparation::FastThenOptimised;
+        Ok(self.sandbox.prepare(wasm, preparation).await?)
     }
 
-    /// The prepared guest of a route. Reads the file or the module's row each time: for start and
+    /// The prepared guest of a route, with the best code: a route holds it until the next reload, and
+    /// would not see a better one that is made later. Reads the file or the module's row each time: for start and
     /// reload, not for each request.
     ///
     /// # Errors
@@ -79,12 +80,13 @@ impl Registry {
         match source {
             ModuleSource::File(path) => {
                 let wasm = self.read_module(path).await?;
-                Ok(self.sandbox.prepare(wasm).await?)
+                Ok(self.sandbox.prepare(wasm, Preparation::Optimised).await?)
             }
             ModuleSource::Stored(id) => {
                 let not_found = || RegistryError::NotFound(id.to_string());
                 let module = self.store.module(*id).await?.ok_or_else(not_found)?;
-                self.prepare(&module).await
+                let wasm = self.blob(&module).await?;
+                Ok(self.sandbox.prepare(wasm, Preparation::Optimised).await?)
             }
         }
     }
@@ -110,6 +112,11 @@ impl Registry {
             batch.chunk_written();
         }
         Ok(())
+    }
+
+    async fn blob(&self, module: &Module) -> Result<Bytes, RegistryError> {
+        let not_found = || RegistryError::NotFound(module.id.to_string());
+        self.store.blob(&module.hash).await?.ok_or_else(not_found)
     }
 
     async fn read_module(&self, path: &Path) -> Result<Bytes, RegistryError> {

@@ -98,6 +98,8 @@ pub struct Execute {
     /// `argv` after the program's name (`command` only; `wagi` defines its own).
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
+    /// A directory whose files guests find as `/`.
+    pub files: Option<PathBuf>,
     /// `Content-Type` of the answer of a `command` guest.
     pub content_type: http::HeaderValue,
 }

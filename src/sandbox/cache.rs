@@ -1,10 +1,14 @@
 //! Prepared modules in memory, and for a short while what could not be prepared.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
+use super::compile::Quality;
+use super::engine::Compiler;
 use super::{ModuleError, ModuleHash, Prepared};
 
 /// How long a refusal is remembered. A client that repeats itself costs nothing meanwhile.
@@ -30,8 +34,15 @@ struct Entries {
 
 struct Entry {
     module: Arc<Prepared>,
+    /// Of a module whose code could be better.
+    improvement: Option<Improvement>,
     bytes: u64,
     used: AtomicU64,
+}
+
+struct Improvement {
+    wasm: Bytes,
+    is_asked_for: AtomicBool,
 }
 
 impl ModuleCache {
@@ -45,26 +56,41 @@ impl ModuleCache {
     }
 
     pub(super) fn get(&self, hash: &ModuleHash) -> Option<Arc<Prepared>> {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.read();
         let entry = entries.by_hash.get(hash)?;
         entry.used.store(self.tick(), Ordering::Relaxed);
         Some(Arc::clone(&entry.module))
     }
 
-    /// Keeps a module, unless it alone is too large.
-    pub(super) fn insert(&self, module: Arc<Prepared>) {
-        let bytes = module.held_bytes().saturating_add(ENTRY_BYTES);
+    /// Keeps a module, unless it alone is too large or there is a better one of the same bytes. If its
+    /// code could be better, it comes with the bytes that would be needed.
+    pub(super) fn insert(&self, module: Arc<Prepared>, improvable: Option<Bytes>) {
+        let wasm_bytes = improvable.as_ref().map_or(0, Bytes::len) as u64;
+        let bytes = module
+            .held_bytes()
+            .saturating_add(ENTRY_BYTES)
+            .saturating_add(wasm_bytes);
         if bytes > self.bytes_max {
             return;
         }
         let entry = Entry {
             module,
+            improvement: improvable.map(|wasm| Improvement {
+                wasm,
+                is_asked_for: AtomicBool::new(false),
+            }),
             bytes,
             used: AtomicU64::new(self.tick()),
         };
         // What is dropped is freed after the lock: unmapping code takes its time.
         let mut dropped = Vec::new();
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.write();
+        if entry.module.compiler() == Compiler::Singlepass
+            && let Some(other) = entries.by_hash.get(&entry.module.hash())
+            && other.module.compiler() == Compiler::Cranelift
+        {
+            return;
+        }
         dropped.extend(entries.remove(&entry.module.hash()));
         while entries.bytes.saturating_add(bytes) > self.bytes_max {
             let Some(oldest) = entries.least_used() else {
@@ -78,12 +104,47 @@ impl ModuleCache {
         drop(dropped);
     }
 
+    /// The bytes of a module whose code could be better: once, for who sees to that.
+    pub(super) fn improvable(&self, hash: &ModuleHash) -> Option<Bytes> {
+        let entries = self.read();
+        let improvement = entries.by_hash.get(hash)?.improvement.as_ref()?;
+        let is_first = !improvement.is_asked_for.swap(true, Ordering::AcqRel);
+        is_first.then(|| improvement.wasm.clone())
+    }
+
+    /// It was not seen to; the next to ask may.
+    pub(super) fn still_improvable(&self, hash: &ModuleHash) {
+        let entries = self.read();
+        let entry = entries.by_hash.get(hash);
+        if let Some(improvement) = entry.and_then(|entry| entry.improvement.as_ref()) {
+            improvement.is_asked_for.store(false, Ordering::Release);
+        }
+    }
+
+    /// There is no better code for it.
+    pub(super) fn not_improvable(&self, hash: &ModuleHash) {
+        let mut entries = self.write();
+        let Some(entry) = entries.by_hash.get_mut(hash) else {
+            return;
+        };
+        let Some(improvement) = entry.improvement.take() else {
+            return;
+        };
+        let wasm_bytes = improvement.wasm.len() as u64;
+        entry.bytes -= wasm_bytes;
+        entries.bytes -= wasm_bytes;
+    }
+
     pub(super) fn len(&self) -> usize {
-        self.entries
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_hash
-            .len()
+        self.read().by_hash.len()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tick(&self) -> u64 {
@@ -107,21 +168,24 @@ impl Entries {
     }
 }
 
-/// Modules that were refused a short while ago.
+/// Modules that were refused a short while ago, by the code that was asked for: one compiler may
+/// manage what the other does not.
 #[derive(Default)]
 pub(super) struct Refusals {
-    by_hash: Mutex<HashMap<ModuleHash, (ModuleError, Instant)>>,
+    by_key: Mutex<HashMap<RefusalKey, (ModuleError, Instant)>>,
 }
 
+type RefusalKey = (ModuleHash, Quality);
+
 impl Refusals {
-    pub(super) fn get(&self, hash: &ModuleHash, now: Instant) -> Option<ModuleError> {
+    pub(super) fn get(&self, key: &RefusalKey, now: Instant) -> Option<ModuleError> {
         let refusals = self.lock();
-        let (error, since) = refusals.get(hash)?;
+        let (error, since) = refusals.get(key)?;
         fresh(*since, now).then(|| error.clone())
     }
 
     /// Remembers errors that are the module's own.
-    pub(super) fn insert(&self, hash: ModuleHash, error: &ModuleError, now: Instant) {
+    pub(super) fn insert(&self, key: RefusalKey, error: &ModuleError, now: Instant) {
         match error {
             ModuleError::Invalid(_) | ModuleError::OverLimit(_) | ModuleError::CompileLimit(_) => {}
             ModuleError::Busy | ModuleError::Internal(_) => return,
@@ -133,11 +197,11 @@ impl Refusals {
         if refusals.len() >= REFUSALS_MAX {
             refusals.clear();
         }
-        refusals.insert(hash, (error.clone(), now));
+        refusals.insert(key, (error.clone(), now));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ModuleHash, (ModuleError, Instant)>> {
-        self.by_hash.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<RefusalKey, (ModuleError, Instant)>> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

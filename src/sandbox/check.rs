@@ -5,6 +5,7 @@
 
 mod bounds;
 mod code;
+mod facts;
 
 use std::fmt::Write as _;
 
@@ -16,8 +17,11 @@ use wasmer::sys::wasmparser::{
 
 use self::bounds::count;
 use self::code::Budget;
+use self::facts::Gathered;
 use super::engine::START_EXPORT;
 use super::{ModuleError, wasi};
+
+pub(super) use facts::Facts;
 
 /// The WebAssembly that runs here. `externref` is left out on purpose (no import gives a guest
 /// one): some of Wasmer's table operators panic on it, and a panic there ends the process.
@@ -39,8 +43,8 @@ pub(super) struct Limits {
 }
 
 /// Whether `wasm` is a core module in binary form, valid, within bounds, with nothing but WASI
-/// preview 1 imported and a `_start` to call.
-pub(super) fn check(wasm: &[u8], limits: Limits) -> Result<(), ModuleError> {
+/// preview 1 imported and a `_start` to call; and if so, what its code is like.
+pub(super) fn check(wasm: &[u8], limits: Limits) -> Result<Facts, ModuleError> {
     header(wasm, limits)?;
     let mut module = Module::new(limits);
     let mut validator = Validator::new_with_features(FEATURES);
@@ -60,7 +64,7 @@ pub(super) fn check(wasm: &[u8], limits: Limits) -> Result<(), ModuleError> {
                     .budget
                     .function(body.range().end - body.range().start)?;
                 let mut validating = function.into_validator(allocations);
-                code::check(&mut validating, &body, &mut module.budget)?;
+                code::check(&mut validating, &body, &mut module)?;
                 allocations = validating.into_allocations();
             }
             ValidPayload::Ok | ValidPayload::Parser(_) | ValidPayload::End(_) => {}
@@ -131,6 +135,7 @@ fn printable(name: &str) -> String {
 struct Module {
     limits: Limits,
     budget: Budget,
+    gathered: Gathered,
     /// Parameter and result types by type index.
     types: Vec<FuncType>,
     /// The type index of each function, imports first.
@@ -146,6 +151,7 @@ impl Module {
         Module {
             limits,
             budget: Budget::default(),
+            gathered: Gathered::default(),
             types: Vec::new(),
             functions: Vec::new(),
             start: None,
@@ -214,6 +220,7 @@ impl Module {
                 bounds::TYPE_WIDTH_MAX,
             )?;
             self.budget.widest(width as u64);
+            self.gathered.ty(&ty);
             self.types.push(ty);
         }
         Ok(())
@@ -327,7 +334,7 @@ impl Module {
         Ok(())
     }
 
-    fn finish(self) -> Result<(), ModuleError> {
+    fn finish(self) -> Result<Facts, ModuleError> {
         let Some(start) = self.start else {
             return Err(ModuleError::Invalid(
                 "the module exports no function \"_start\"; build a command (a program with main), \
@@ -351,7 +358,7 @@ impl Module {
                     .into(),
             ));
         }
-        Ok(())
+        Ok(self.gathered.facts())
     }
 }
 

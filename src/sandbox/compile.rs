@@ -1,14 +1,25 @@
 //! Compiling: who waits for which module, how many at a time, and what is kept.
 //!
-//! A module is checked, compiled in a child process ([`child`]) and loaded, all on a thread that
-//! is made for the purpose. (On a thread of ours rather than a task, because the kernel kills a
-//! child with the thread that started it, and a task's thread may go at any time.) Callers for the
-//! same bytes share one flight. When the last of them has gone, the child is killed.
+//! A module is checked, compiled in a child process ([`child`]) that the [`keeper`] has ready, and
+//! loaded, all on a thread that is made for the purpose. Callers for the same bytes and [`Quality`]
+//! share one flight; when the last of them has gone, the child is killed. The [`queue`] says which
+//! flight is next.
+//!
+//! Singlepass code is there soon and Cranelift code runs fast. What was compiled by Singlepass and is
+//! asked for again, or will be, is compiled by Cranelift in the background, and replaces the other
+//! in the cache when it is ready.
+//!
+//! Text becomes binary in such a child too, beside the queue (`translate`).
 
+mod airborne;
 mod child;
+mod flight;
+mod keeper;
+mod queue;
+mod translate;
 
-use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -16,14 +27,31 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use self::airborne::Airborne;
+use self::child::{Bounds, Failure, Worker};
+use self::flight::{Flight, Phase, Prepare};
+use self::keeper::Keeper;
+use self::queue::{Lane, Queue};
+use self::translate::Translations;
+use super::artifacts::ArtifactStore;
 use super::cache::{ModuleCache, Refusals};
-use super::check::{self, check};
+use super::check::{self, Facts, check};
+use super::engine::{Compiled, Compiler};
+use super::instance::WarmPool;
 use super::memory::MemoryPool;
 use super::tunables::SandboxTunables;
-use super::{ModuleError, ModuleHash, Prepared, Settings, engine};
+use super::worker::{Job, Task};
+use super::{ModuleError, ModuleHash, Preparation, Prepared, Settings, engine};
 use crate::telemetry::metrics::metrics;
 
-type Prepare = Result<Arc<Prepared>, ModuleError>;
+pub(super) use self::flight::Quality;
+
+/// How often a compile in the background may give way before it is given up.
+const YIELDS_MAX: u32 = 3;
+
+/// The bounds that make Singlepass safe were found, and are tested, for the code it makes for this
+/// architecture.
+const SINGLEPASS_IS_HELD: bool = cfg!(target_arch = "x86_64");
 
 /// The compilers. Cheap to clone.
 #[derive(Clone)]
@@ -34,44 +62,70 @@ pub(super) struct Compilers {
 struct Shared {
     settings: Settings,
     memories: MemoryPool,
+    warm: WarmPool,
     cache: ModuleCache,
     refusals: Refusals,
-    state: Mutex<State>,
+    artifacts: ArtifactStore,
+    keeper: Keeper,
+    queue: Mutex<Queue>,
+    translations: Translations,
+    is_shutting_down: AtomicBool,
 }
 
-#[derive(Default)]
-struct State {
-    flights: HashMap<ModuleHash, Arc<Flight>>,
-    queue: VecDeque<Arc<Flight>>,
-    threads: usize,
-    /// Threads that have taken a flight out of the queue.
-    busy: usize,
+/// Where a flight is after a thread had it.
+enum Flown {
+    Landed(Prepare, Option<ToKeep>),
+    /// It needs another lane.
+    Again(Lane),
+    /// Everybody gave up, and it is forgotten.
+    Gone,
 }
 
-/// One module on its way.
-struct Flight {
-    hash: ModuleHash,
-    wasm: Bytes,
-    /// `None` until it has landed. Its receivers are the callers.
-    result: watch::Sender<Option<Prepare>>,
+/// What is to be written to the disk.
+struct ToKeep {
+    artifact: Bytes,
+    facts: Facts,
 }
 
 impl Compilers {
-    pub(super) fn new(settings: Settings, memories: MemoryPool) -> Compilers {
+    /// Starts the keeper of compile workers.
+    pub(super) fn start(
+        settings: Settings,
+        memories: MemoryPool,
+        warm: WarmPool,
+    ) -> Result<Compilers, ModuleError> {
+        let keeper = Keeper::start(settings.compile.clone()).map_err(|error| {
+            ModuleError::Internal(format!(
+                "the compile workers' keeper does not start: {error}"
+            ))
+        })?;
         let cache = ModuleCache::new(settings.cache_bytes_max);
-        Compilers {
+        let artifacts = ArtifactStore::open(settings.artifacts.as_ref(), limits(&settings));
+        let translations = Translations::new(&settings.compile);
+        Ok(Compilers {
             shared: Arc::new(Shared {
                 settings,
                 memories,
+                warm,
                 cache,
                 refusals: Refusals::default(),
-                state: Mutex::default(),
+                artifacts,
+                keeper,
+                queue: Mutex::default(),
+                translations,
+                is_shutting_down: AtomicBool::new(false),
             }),
-        }
+        })
     }
 
-    pub(super) fn cache(&self) -> &ModuleCache {
-        &self.shared.cache
+    /// The module, if it is in the cache.
+    pub(super) fn cached(&self, hash: &ModuleHash) -> Option<Arc<Prepared>> {
+        self.shared.cached(hash, Quality::Soon)
+    }
+
+    /// Modules in the cache.
+    pub(super) fn cached_modules(&self) -> usize {
+        self.shared.cache.len()
     }
 
     /// Limits of [`check`].
@@ -79,221 +133,449 @@ impl Compilers {
         self.shared.limits()
     }
 
+    /// Gives up what nobody waits for.
+    pub(super) fn shut_down(&self) {
+        self.shared.is_shutting_down.store(true, Ordering::Release);
+    }
+
     /// The module, from the cache or made now. Dropping the future gives up the caller's interest.
-    pub(super) async fn prepare(&self, wasm: Bytes) -> Prepare {
+    pub(super) async fn prepare(&self, wasm: Bytes, preparation: Preparation) -> Prepare {
         if wasm.len() as u64 > self.shared.settings.wasm_bytes_max {
             // Not worth hashing; says what is wrong.
             check(&wasm, self.limits())?;
         }
+        let (quality, is_kept) = match preparation {
+            Preparation::Fast => (Quality::Soon, false),
+            Preparation::FastThenOptimised => (Quality::Soon, true),
+            Preparation::Optimised => (Quality::Best, true),
+        };
         let hash = ModuleHash::of(&wasm);
-        let mut landed = match self.shared.board(hash, wasm)? {
+        let mut flight = match self.shared.board(hash, wasm, quality, is_kept)? {
             Boarding::Cached(module) => return Ok(module),
             Boarding::Flight(receiver) => receiver,
         };
-        match landed.wait_for(Option::is_some).await {
-            Ok(result) => result.clone().unwrap_or(Err(ModuleError::Busy)),
-            Err(_) => Err(ModuleError::Internal("the compile thread is gone".into())),
+        let queue_timeout = self.shared.settings.compile.queue_timeout;
+        loop {
+            let phase = flight.borrow_and_update().clone();
+            let changed = match phase {
+                Phase::Landed(result) => return result,
+                Phase::InTheAir => flight.changed().await,
+                Phase::Waiting => tokio::time::timeout(queue_timeout, flight.changed())
+                    .await
+                    .map_err(|_| ModuleError::Busy)?,
+            };
+            changed.map_err(|_| ModuleError::Internal("the compile thread is gone".into()))?;
         }
     }
 }
 
 enum Boarding {
     Cached(Arc<Prepared>),
-    Flight(watch::Receiver<Option<Prepare>>),
+    Flight(watch::Receiver<Phase>),
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn limits(&self) -> check::Limits {
-        check::Limits {
-            wasm_bytes_max: self.settings.wasm_bytes_max,
-            table_elements_max: self.settings.table_elements_max,
+        limits(&self.settings)
+    }
+
+    fn workers_max(&self) -> usize {
+        self.settings.compile.workers_max.max(1)
+    }
+
+    /// The module, if the cache has it in this quality. One that is asked for again is worth better
+    /// code.
+    fn cached(self: &Arc<Shared>, hash: &ModuleHash, quality: Quality) -> Option<Arc<Prepared>> {
+        let module = self.cache.get(hash)?;
+        match (module.compiler(), quality) {
+            (Compiler::Cranelift, Quality::Soon | Quality::Best) => Some(module),
+            (Compiler::Singlepass, Quality::Best) => None,
+            (Compiler::Singlepass, Quality::Soon) => {
+                if let Some(wasm) = self.cache.improvable(hash) {
+                    self.improve(*hash, wasm);
+                }
+                Some(module)
+            }
         }
     }
 
     /// Joins the module's flight, or puts a new one into the queue.
-    fn board(self: &Arc<Shared>, hash: ModuleHash, wasm: Bytes) -> Result<Boarding, ModuleError> {
-        if let Some(module) = self.cache.get(&hash) {
+    fn board(
+        self: &Arc<Shared>,
+        hash: ModuleHash,
+        wasm: Bytes,
+        quality: Quality,
+        is_kept: bool,
+    ) -> Result<Boarding, ModuleError> {
+        if let Some(module) = self.cached(&hash, quality) {
             return Ok(Boarding::Cached(module));
         }
-        if let Some(error) = self.refusals.get(&hash, Instant::now()) {
+        if let Some(error) = self.refusals.get(&(hash, quality), Instant::now()) {
             return Err(error);
         }
-        let mut state = self.lock();
-        if let Some(flight) = state.flights.get(&hash) {
-            return Ok(Boarding::Flight(flight.result.subscribe()));
+        let mut queue = self.lock();
+        if let Some(flight) = queue.flights.get(&(hash, quality)).map(Arc::clone) {
+            flight.kept.fetch_or(is_kept, Ordering::AcqRel);
+            let receiver = flight.phase.subscribe();
+            if flight.background.swap(false, Ordering::AcqRel) {
+                queue.hurry(&flight);
+                self.staff(&mut queue)?;
+            }
+            return Ok(Boarding::Flight(receiver));
         }
         // It may have landed just now: the cache is filled before the flight ends.
-        if let Some(module) = self.cache.get(&hash) {
+        if let Some(module) = self.cache.get(&hash)
+            && (quality == Quality::Soon || module.compiler() == Compiler::Cranelift)
+        {
             return Ok(Boarding::Cached(module));
         }
-        state.forget_abandoned();
-        let compile = &self.settings.compile;
-        let workers_max = compile.workers_max.max(1);
-        let free = workers_max.saturating_sub(state.busy);
-        if state.queue.len() >= free.saturating_add(compile.queue_max) {
+        for forgotten in queue.forget_abandoned() {
+            self.cache.still_improvable(&forgotten);
+        }
+        let queue_max = self.settings.compile.queue_max;
+        if !queue.has_room(quality, self.workers_max(), queue_max) {
             return Err(ModuleError::Busy);
         }
-        let idle = state.threads.saturating_sub(state.busy);
-        if idle <= state.queue.len() && state.threads < workers_max {
-            self.spawn()?;
-            state.threads += 1;
-        }
-        let (result, receiver) = watch::channel(None);
-        let flight = Arc::new(Flight { hash, wasm, result });
-        state.flights.insert(hash, Arc::clone(&flight));
-        state.queue.push_back(flight);
+        self.staff(&mut queue)?;
+        let flight = Arc::new(Flight::new(hash, wasm, quality, queue.number()));
+        flight.kept.store(is_kept, Ordering::Release);
+        let receiver = flight.phase.subscribe();
+        queue.flights.insert(flight.key(), Arc::clone(&flight));
+        let lane = match quality {
+            Quality::Soon => Lane::Quick,
+            Quality::Best => Lane::Slow,
+        };
+        queue.push(lane, flight);
         Ok(Boarding::Flight(receiver))
     }
 
-    /// A thread that works until the queue is empty. It waits for the lock our caller holds.
-    fn spawn(self: &Arc<Shared>) -> Result<(), ModuleError> {
+    /// Has Cranelift compile a module in the background, if there is room: else the next to ask for
+    /// the module tries again.
+    fn improve(self: &Arc<Shared>, hash: ModuleHash, wasm: Bytes) {
+        let mut queue = self.lock();
+        if queue.flights.contains_key(&(hash, Quality::Best)) {
+            return;
+        }
+        let is_possible = !self.is_shutting_down.load(Ordering::Acquire)
+            && queue.has_room_in_background(wasm.len())
+            && self.staff(&mut queue).is_ok();
+        if !is_possible {
+            drop(queue);
+            self.cache.still_improvable(&hash);
+            return;
+        }
+        let flight = Flight::new(hash, wasm, Quality::Best, queue.number());
+        flight.background.store(true, Ordering::Release);
+        flight.kept.store(true, Ordering::Release);
+        let flight = Arc::new(flight);
+        queue.flights.insert(flight.key(), Arc::clone(&flight));
+        queue.push(Lane::Background, flight);
+    }
+
+    /// Makes one more thread, where there are fewer than may be. It takes what is in the queue, and
+    /// ends when it finds nothing; it waits for the lock our caller holds.
+    fn staff(self: &Arc<Shared>, queue: &mut Queue) -> Result<(), ModuleError> {
+        if queue.threads >= self.workers_max() {
+            return Ok(());
+        }
         let shared = Arc::clone(self);
         thread::Builder::new()
             .name("compile".into())
             .spawn(move || shared.work())
-            .map(drop)
-            .map_err(|error| ModuleError::Internal(format!("no thread for a compile: {error}")))
+            .map_err(|error| ModuleError::Internal(format!("no thread for a compile: {error}")))?;
+        queue.threads += 1;
+        Ok(())
     }
 
-    fn work(&self) {
+    fn work(self: &Arc<Shared>) {
         loop {
-            let mut state = self.lock();
-            let Some(flight) = state.queue.pop_front() else {
-                state.threads -= 1;
+            let mut queue = self.lock();
+            let Some((lane, flight)) = queue.take(self.workers_max()) else {
+                queue.threads -= 1;
                 return;
             };
-            state.busy += 1;
-            drop(state);
-            let _busy = Busy {
+            drop(queue);
+            let mut airborne = Airborne {
                 shared: self,
+                lane,
                 flight: &flight,
+                next: None,
             };
-            let began = Instant::now();
-            let result = catch_unwind(AssertUnwindSafe(|| self.fly(&flight)))
-                .unwrap_or_else(|_| Some(Err(ModuleError::Internal("the check panicked".into()))));
-            if let Some(result) = result {
-                metrics().compile(outcome(&result), began.elapsed());
-                // Landing may unload other modules, and that may fail.
-                if catch_unwind(AssertUnwindSafe(|| self.land(&flight, result))).is_err() {
-                    tracing::error!("a module could not be unloaded");
+            flight.phase.send_replace(Phase::InTheAir);
+            let flown = catch_unwind(AssertUnwindSafe(|| self.fly(&flight, lane)));
+            match flown {
+                Ok(Flown::Landed(result, to_keep)) => {
+                    // Landing may unload other modules, and that may fail.
+                    if catch_unwind(AssertUnwindSafe(|| self.land(&flight, result))).is_err() {
+                        tracing::error!("a module could not be unloaded");
+                    }
+                    if let Some(ToKeep { artifact, facts }) = to_keep {
+                        self.artifacts.write(&flight.hash, facts, &artifact);
+                    }
+                }
+                Ok(Flown::Again(lane)) => airborne.next = Some(lane),
+                Ok(Flown::Gone) => {}
+                Err(_) => {
+                    let error = ModuleError::Internal("the check panicked".into());
+                    self.land(&flight, Err(error));
                 }
             }
         }
     }
 
-    /// Makes the module; `None` if everybody gave up meanwhile, and the flight is forgotten.
-    fn fly(&self, flight: &Arc<Flight>) -> Option<Prepare> {
+    /// Makes the module.
+    fn fly(&self, flight: &Arc<Flight>, lane: Lane) -> Flown {
         if self.abandon(flight) {
-            return None;
+            return Flown::Gone;
         }
-        if let Err(error) = check(&flight.wasm, self.limits()) {
-            return Some(Err(error));
+        if let Some(module) = self.cache.get(&flight.hash)
+            && module.compiler() == Compiler::Cranelift
+        {
+            return Flown::Landed(Ok(module), None);
         }
-        let artifact_bytes_max = self
-            .settings
-            .cache_bytes_max
-            .min(self.settings.compile.memory_bytes_max);
-        let abandoned = || self.abandon(flight);
-        let artifact = match child::compile(
-            &self.settings.compile,
-            &flight.wasm,
-            artifact_bytes_max,
-            abandoned,
-        ) {
-            Ok(artifact) => artifact,
-            Err(child::Failure::Abandoned) => return None,
-            Err(child::Failure::Module(error)) => return Some(Err(error)),
+        if let Some(module) = self.load_kept(&flight.hash) {
+            return Flown::Landed(Ok(module), None);
+        }
+        let began = Instant::now();
+        let facts = match self.facts(flight) {
+            Ok(facts) => facts,
+            Err(error) => {
+                metrics().compile(outcome(&error), "none", began.elapsed());
+                return Flown::Landed(Err(error), None);
+            }
         };
+        let is_quick = flight.quality == Quality::Soon
+            && SINGLEPASS_IS_HELD
+            && self.settings.compile.singlepass
+            && facts.singlepass
+            && !flight.singlepass_failed.load(Ordering::Acquire);
+        let compiler = match (is_quick, lane) {
+            (true, _) => Compiler::Singlepass,
+            (false, Lane::Quick) => return self.slow_down(),
+            (false, Lane::Slow | Lane::Background) => Compiler::Cranelift,
+        };
+        let artifact = match self.compile(flight, compiler, lane) {
+            Ok(artifact) => artifact,
+            Err(Failure::Abandoned) => return self.give_up(flight),
+            Err(Failure::Refused(error)) if is_quick => {
+                tracing::debug!(module = %flight.hash, %error, "Cranelift takes over from Singlepass");
+                flight.singlepass_failed.store(true, Ordering::Release);
+                return self.slow_down();
+            }
+            Err(Failure::Refused(error) | Failure::Failed(error)) => {
+                metrics().compile(outcome(&error), name(compiler), began.elapsed());
+                return Flown::Landed(Err(error), None);
+            }
+        };
+        // What may never be asked for again is not worth the place of something else.
+        let is_worth_keeping = compiler == Compiler::Cranelift && flight.is_kept();
+        let to_keep = is_worth_keeping.then(|| ToKeep {
+            artifact: artifact.clone(),
+            facts,
+        });
+        let compiled = Compiled {
+            artifact,
+            facts,
+            compiler,
+        };
+        let loaded = self.load(flight.hash, compiled);
+        let result = loaded.as_ref().map_or_else(outcome, |_| "compiled");
+        metrics().compile(result, name(compiler), began.elapsed());
+        let to_keep = to_keep.filter(|_| loaded.is_ok());
+        Flown::Landed(loaded, to_keep)
+    }
+
+    /// The module, from the disk.
+    fn load_kept(&self, hash: &ModuleHash) -> Option<Arc<Prepared>> {
+        let compiled = self.artifacts.read(hash, self.artifact_bytes_max())?;
+        match self.load(*hash, compiled) {
+            Ok(module) => Some(module),
+            Err(error) => {
+                tracing::warn!(module = %hash, %error, "a compiled module on disk does not load");
+                self.artifacts.reject(hash);
+                None
+            }
+        }
+    }
+
+    fn artifact_bytes_max(&self) -> u64 {
+        let settings = &self.settings;
+        settings
+            .cache_bytes_max
+            .min(settings.compile.memory_bytes_max)
+    }
+
+    /// A quick flight turns out to need Cranelift, if there is room in that lane.
+    fn slow_down(&self) -> Flown {
+        let queue_max = self.settings.compile.queue_max;
+        if self
+            .lock()
+            .has_room(Quality::Best, self.workers_max(), queue_max)
+        {
+            Flown::Again(Lane::Slow)
+        } else {
+            Flown::Landed(Err(ModuleError::Busy), None)
+        }
+    }
+
+    /// What the check finds; looked at once for each flight.
+    fn facts(&self, flight: &Flight) -> Result<Facts, ModuleError> {
+        if let Some(facts) = flight.facts.get() {
+            return Ok(*facts);
+        }
+        let facts = check(&flight.wasm, self.limits())?;
+        Ok(*flight.facts.get_or_init(|| facts))
+    }
+
+    /// Has a worker compile the module.
+    fn compile(
+        &self,
+        flight: &Arc<Flight>,
+        compiler: Compiler,
+        lane: Lane,
+    ) -> Result<Bytes, Failure> {
+        let settings = &self.settings.compile;
+        let bounds = Bounds {
+            deadline: Instant::now() + settings.timeout,
+            made_bytes_max: self.artifact_bytes_max(),
+            is_background: lane == Lane::Background,
+        };
+        let job = Job {
+            task: Task::Compile(compiler),
+            input: &flight.wasm,
+        };
+        let worker = self.worker()?;
+        let is_abandoned =
+            || !flight.is_wanted() || (flight.is_background() && self.must_give_way());
+        let artifact = worker.run(settings, &job, bounds, is_abandoned)?;
+        Ok(artifact.into())
+    }
+
+    /// A worker for one job.
+    fn worker(&self) -> Result<Worker, Failure> {
+        self.keeper.take().map_err(|error| {
+            let worker = self.settings.compile.worker.display();
+            let text = format!("the compile worker {worker} does not start: {error}");
+            Failure::Failed(ModuleError::Internal(text))
+        })
+    }
+
+    fn load(&self, hash: ModuleHash, compiled: Compiled) -> Prepare {
         let tunables = SandboxTunables::new(
             self.memories.clone(),
             self.settings.table_elements_max,
             self.settings.stack_bytes,
         );
-        // SAFETY: the bytes are what our own compile worker wrote to its end of our pipe.
+        // SAFETY: the artifact is what our own compile worker wrote to its end of our pipe, now, or
+        // in the past: then it was authenticated when it was read.
         #[expect(unsafe_code, reason = "loads machine code")]
-        let loaded = unsafe { engine::load(flight.hash, artifact, tunables) };
-        Some(loaded.map(Arc::new))
+        let loaded = unsafe { engine::load(hash, compiled, tunables, &self.warm) };
+        loaded.map(Arc::new)
+    }
+
+    /// Whether what is compiled in the background is in the way.
+    fn must_give_way(&self) -> bool {
+        self.is_shutting_down.load(Ordering::Acquire) || self.lock().presses(self.workers_max())
+    }
+
+    /// A compile was interrupted because nobody waited for it, or because it was in the background and
+    /// in the way. In the background it tries again, but not for ever.
+    fn give_up(&self, flight: &Arc<Flight>) -> Flown {
+        if flight.is_background() {
+            let is_over = flight.yields.fetch_add(1, Ordering::AcqRel) >= YIELDS_MAX
+                || self.is_shutting_down.load(Ordering::Acquire);
+            if !is_over {
+                return Flown::Again(Lane::Background);
+            }
+            flight.background.store(false, Ordering::Release);
+        }
+        // Those who joined at the last moment keep it going.
+        if self.abandon(flight) {
+            Flown::Gone
+        } else {
+            Flown::Again(Lane::Slow)
+        }
     }
 
     /// Whether nobody waits for the flight any more; then it is forgotten, and can't be joined.
     fn abandon(&self, flight: &Arc<Flight>) -> bool {
-        if flight.result.receiver_count() > 0 {
+        if flight.is_wanted() {
             return false;
         }
-        let mut state = self.lock();
+        let mut queue = self.lock();
         // Callers join under the lock, so now it is certain.
-        if flight.result.receiver_count() > 0 {
+        if flight.is_wanted() {
             return false;
         }
-        state.flights.remove(&flight.hash);
+        queue.flights.remove(&flight.key());
+        drop(queue);
+        if flight.quality == Quality::Best {
+            self.cache.still_improvable(&flight.hash);
+        }
         true
     }
 
-    fn land(&self, flight: &Flight, result: Prepare) {
+    fn land(self: &Arc<Shared>, flight: &Flight, result: Prepare) {
+        let mut improvable = None;
         match &result {
-            Ok(module) => self.cache.insert(Arc::clone(module)),
-            Err(error) => self.refusals.insert(flight.hash, error, Instant::now()),
-        }
-        self.lock().flights.remove(&flight.hash);
-        flight.result.send_replace(Some(result));
-    }
-}
-
-/// A compile thread at work on a flight. However the work ends, the thread is free again and nobody
-/// is left waiting.
-struct Busy<'a> {
-    shared: &'a Shared,
-    flight: &'a Arc<Flight>,
-}
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.busy -= 1;
-        let hash = &self.flight.hash;
-        if state
-            .flights
-            .get(hash)
-            .is_some_and(|flight| Arc::ptr_eq(flight, self.flight))
-        {
-            state.flights.remove(hash);
-        }
-        drop(state);
-        self.flight.result.send_if_modified(|result| {
-            let lost = result.is_none();
-            if lost {
-                let text = "the compile's thread failed".to_owned();
-                *result = Some(Err(ModuleError::Internal(text)));
+            Ok(module) => {
+                let may_improve = module.compiler() == Compiler::Singlepass;
+                self.cache
+                    .insert(Arc::clone(module), may_improve.then(|| flight.wasm.clone()));
+                if flight.is_kept() {
+                    improvable = self.cache.improvable(&flight.hash);
+                }
             }
-            lost
-        });
-    }
-}
-
-/// How a compile ended, as the metric names it.
-fn outcome(result: &Prepare) -> &'static str {
-    match result {
-        Ok(_) => "compiled",
-        Err(ModuleError::Invalid(_) | ModuleError::OverLimit(_)) => "refused",
-        Err(ModuleError::CompileLimit(_)) => "limit",
-        Err(ModuleError::Busy | ModuleError::Internal(_)) => "failed",
-    }
-}
-
-impl State {
-    /// Makes room in the queue: flights that nobody waits for need not start.
-    fn forget_abandoned(&mut self) {
-        let State { flights, queue, .. } = self;
-        queue.retain(|flight| {
-            let wanted = flight.result.receiver_count() > 0;
-            if !wanted {
-                flights.remove(&flight.hash);
+            Err(error) => {
+                self.refusals.insert(flight.key(), error, Instant::now());
+                if flight.quality == Quality::Best {
+                    self.not_improved(&flight.hash, error);
+                }
             }
-            wanted
-        });
+        }
+        self.lock().flights.remove(&flight.key());
+        flight.phase.send_replace(Phase::Landed(result));
+        if let Some(wasm) = improvable {
+            self.improve(flight.hash, wasm);
+        }
+    }
+
+    /// The best code can't be made, now or never.
+    fn not_improved(&self, hash: &ModuleHash, error: &ModuleError) {
+        match error {
+            ModuleError::Busy | ModuleError::Internal(_) => self.cache.still_improvable(hash),
+            ModuleError::Invalid(_) | ModuleError::OverLimit(_) | ModuleError::CompileLimit(_) => {
+                self.cache.not_improvable(hash);
+            }
+        }
+    }
+}
+
+/// What [`check`] is to hold.
+fn limits(settings: &Settings) -> check::Limits {
+    check::Limits {
+        wasm_bytes_max: settings.wasm_bytes_max,
+        table_elements_max: settings.table_elements_max,
+    }
+}
+
+/// How a compile that failed ended, as the metric names it.
+fn outcome(error: &ModuleError) -> &'static str {
+    match error {
+        ModuleError::Invalid(_) | ModuleError::OverLimit(_) => "refused",
+        ModuleError::CompileLimit(_) => "limit",
+        ModuleError::Busy | ModuleError::Internal(_) => "failed",
+    }
+}
+
+/// A compiler, as the metric names it.
+fn name(compiler: Compiler) -> &'static str {
+    match compiler {
+        Compiler::Singlepass => "singlepass",
+        Compiler::Cranelift => "cranelift",
     }
 }

@@ -26,7 +26,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,23 @@ use super::instrument::STOP;
 const REPEAT: Duration = Duration::from_millis(1);
 /// A deadline that never comes.
 const NEVER: u64 = u64::MAX;
+/// How often the watchdog looks while there are runs with [`Slack::Tick`], and how much later than
+/// asked it may stop them.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Nice value of guest threads (setpriority(2)): the others get about 36 times as much of a processor
+/// that both want.
+const GUEST_NICE: libc::c_int = 16;
+
+/// How exactly a run's deadline is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slack {
+    /// To the moment: the watchdog is woken if it sleeps for longer.
+    None,
+    /// A tick later will do. For runs so short and many that waking the watchdog for each would cost
+    /// more than they do.
+    Tick,
+}
 
 /// Where a guest thread sits. Seats are never freed, because a signal's handler holds a plain
 /// pointer to one; a thread that ends leaves its seat to another.
@@ -50,6 +67,8 @@ pub(super) struct Seat {
     under_way: AtomicBool,
     /// In nanoseconds since the watchdog's epoch.
     deadline: AtomicU64,
+    /// Runs with [`Slack::Tick`] so far.
+    ticked: AtomicU64,
     run: Mutex<Run>,
 }
 
@@ -121,6 +140,16 @@ pub(super) fn start() -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the calling thread give way to all others of the process that want to run.
+pub(super) fn yield_to_others() {
+    // SAFETY: the call takes no pointer; zero is the calling thread (as Linux has it).
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, GUEST_NICE) };
+    if result != 0 {
+        let error = io::Error::last_os_error();
+        tracing::warn!(%error, "guests run with the priority of all other threads");
+    }
+}
+
 /// Makes a run's deadline pass now. Does nothing when the run is over.
 pub(super) fn expire(run: RunId) {
     let current = run.seat.lock();
@@ -160,6 +189,7 @@ impl Sitting {
         code: Range<usize>,
         stop_global: NonNull<AtomicI64>,
         deadline: Instant,
+        slack: Slack,
     ) -> Armed<'_> {
         let watchdog = watchdog();
         let seat = self.seat;
@@ -169,10 +199,17 @@ impl Sitting {
         let mut run = seat.lock();
         run.number += 1;
         run.stop_global = Some(StopGlobal(stop_global));
+        let wake_by = match slack {
+            Slack::None => deadline,
+            Slack::Tick => {
+                seat.ticked.fetch_add(1, Ordering::Relaxed);
+                deadline.saturating_add(TICK.as_nanos() as u64)
+            }
+        };
         seat.deadline.store(deadline, Ordering::SeqCst);
         let number = run.number;
         drop(run);
-        watchdog.wake_by(deadline);
+        watchdog.wake_by(wake_by);
         Armed {
             sitting: self,
             number,
@@ -221,6 +258,7 @@ impl Seat {
             code_end: AtomicUsize::new(0),
             under_way: AtomicBool::new(false),
             deadline: AtomicU64::new(NEVER),
+            ticked: AtomicU64::new(0),
             run: Mutex::default(),
         }
     }
@@ -240,7 +278,13 @@ impl Seat {
 
     /// Orders the guest to stop if its deadline has passed at `now`.
     fn strike(&self, now: u64) {
-        let run = self.lock();
+        // A guest's thread may have lost the processor while it holds the lock. The watchdog, whom
+        // all threads need, does not wait for it, but comes again.
+        let run = match self.run.try_lock() {
+            Ok(run) => run,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
         let Some(global) = &run.stop_global else {
             return;
         };
@@ -303,11 +347,14 @@ impl Watchdog {
 
     fn watch(&self) {
         let mut seats = self.lock();
+        let mut ticked_before = 0;
         loop {
             self.wakes_at.store(NEVER, Ordering::SeqCst);
             let now = self.nanoseconds(Instant::now());
             let mut next = NEVER;
+            let mut ticked = 0_u64;
             for seat in &seats.all {
+                ticked = ticked.wrapping_add(seat.ticked.load(Ordering::Relaxed));
                 let deadline = seat.deadline.load(Ordering::SeqCst);
                 if deadline > now {
                     next = next.min(deadline);
@@ -315,6 +362,11 @@ impl Watchdog {
                     seat.strike(now);
                     next = next.min(now.saturating_add(REPEAT.as_nanos() as u64));
                 }
+            }
+            if ticked != ticked_before {
+                // There will be more of them, and they count on a tick.
+                next = next.min(now.saturating_add(TICK.as_nanos() as u64));
+                ticked_before = ticked;
             }
             self.wakes_at.store(next, Ordering::SeqCst);
             let sleep = Duration::from_nanos(next.saturating_sub(self.nanoseconds(Instant::now())));

@@ -10,11 +10,20 @@ use std::fmt;
 use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use wasmer::sys::{CompilerConfig, Cranelift, EngineBuilder, Features, NativeEngineExt};
+use bytes::Bytes;
+use wasmer::sys::{
+    CompilerConfig, CpuFeature, Cranelift, EngineBuilder, Features, NativeEngineExt, Singlepass,
+};
 use wasmer::{CompileError, Engine, Module};
 
+use super::check::Facts;
+use super::executor::Pace;
+use super::instance::{Instance, WarmInstances, WarmPool};
 use super::instrument::Instrument;
+use super::memory::Data;
+use super::memory::image::Image;
 use super::tunables::SandboxTunables;
 use super::{ModuleError, ModuleHash};
 
@@ -22,9 +31,26 @@ use super::{ModuleError, ModuleHash};
 /// no guest code runs before the deadline is armed and WASI knows the memory.
 pub(super) const START_EXPORT: &str = "wasm-wizard:start";
 
+/// Who makes machine code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Compiler {
+    /// In one pass over the code: compiles ten times faster than Cranelift, into code that is two to
+    /// five times slower. Only for modules whose [`Facts`] allow it.
+    Singlepass,
+    /// The best code.
+    Cranelift,
+}
+
+/// Instances that take longer than this in the making are not made on the thread that asks.
+const SLOW_INSTANCE: Duration = Duration::from_millis(1);
+
 /// A module that is compiled, linked and checked, ready to run any number of guests.
 pub struct Prepared {
     hash: ModuleHash,
+    // Between two guests. `None` if the module's instances serve one guest each.
+    warm: Option<WarmInstances>,
+    image: Option<Arc<Image>>,
+    pace: Pace,
     // The module comes before the engine: the engine owns the machine code, and the module's trap
     // tables must be gone before it.
     module: Module,
@@ -32,6 +58,8 @@ pub struct Prepared {
     code: Range<usize>,
     imports: Box<[(String, String)]>,
     has_start: bool,
+    memory_pages_min: u32,
+    compiler: Compiler,
     held_bytes: u64,
 }
 
@@ -60,6 +88,36 @@ impl Prepared {
 
     pub(super) fn has_start(&self) -> bool {
         self.has_start
+    }
+
+    /// Pages of its memory at the start.
+    pub(super) fn memory_pages_min(&self) -> u32 {
+        self.memory_pages_min
+    }
+
+    /// Instances ready for the next guest, if they can be made ready again after it.
+    pub(super) fn warm(&self) -> Option<&WarmInstances> {
+        self.warm.as_ref()
+    }
+
+    /// What the module's memory holds at the start, if that is shown to instances rather than copied.
+    pub(super) fn image(&self) -> Option<&Arc<Image>> {
+        self.image.as_ref()
+    }
+
+    /// Whether its guests are short.
+    pub(super) fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// Whether it has the best code. Else better code may come, and then the sandbox's cache has it.
+    pub fn is_optimised(&self) -> bool {
+        self.compiler == Compiler::Cranelift
+    }
+
+    /// Who compiled it.
+    pub(super) fn compiler(&self) -> Compiler {
+        self.compiler
     }
 
     /// Memory held, in bytes, about.
@@ -91,16 +149,35 @@ fn features() -> Features {
 
 /// Compiles checked bytes to an artifact. Belongs in the compile worker: nothing bounds its time
 /// or memory, and a hostile module can make it panic.
-pub(super) fn compile(wasm: &[u8]) -> Result<Vec<u8>, ModuleError> {
-    let mut cranelift = Cranelift::new();
+pub(super) fn compile(compiler: Compiler, wasm: &[u8]) -> Result<Vec<u8>, ModuleError> {
+    compile_with(&compiling_engine(compiler), wasm)
+}
+
+/// An engine that compiles one module (the instrumentation is made for one).
+pub(super) fn compiling_engine(compiler: Compiler) -> Engine {
     // One thread: the settings say how many compiles run at a time, and each takes one core.
-    cranelift.num_threads(NonZero::<usize>::MIN);
-    cranelift.push_middleware(Arc::new(Instrument::default()));
-    let engine: Engine = EngineBuilder::new(cranelift)
-        .set_features(Some(features()))
-        .engine()
-        .into();
-    let module = Module::new(&engine, wasm).map_err(refused)?;
+    const THREADS: NonZero<usize> = NonZero::<usize>::MIN;
+    let instrument = Arc::new(Instrument::default());
+    let builder = match compiler {
+        Compiler::Singlepass => {
+            let mut singlepass = Singlepass::new();
+            singlepass.num_threads(THREADS);
+            singlepass.push_middleware(instrument);
+            EngineBuilder::new(singlepass)
+        }
+        Compiler::Cranelift => {
+            let mut cranelift = Cranelift::new();
+            cranelift.num_threads(THREADS);
+            cranelift.push_middleware(instrument);
+            EngineBuilder::new(cranelift)
+        }
+    };
+    builder.set_features(Some(features())).engine().into()
+}
+
+/// As [`compile`], with an engine from [`compiling_engine`].
+pub(super) fn compile_with(engine: &Engine, wasm: &[u8]) -> Result<Vec<u8>, ModuleError> {
+    let module = Module::new(engine, wasm).map_err(refused)?;
     let artifact = module.serialize().map_err(|error| {
         ModuleError::Internal(format!("the artifact does not serialise: {error}"))
     })?;
@@ -129,6 +206,15 @@ fn refused(error: CompileError) -> ModuleError {
     }
 }
 
+/// The features of this machine's CPU, of which a compiler may use any.
+pub(super) fn host_cpu() -> String {
+    let names: Vec<String> = CpuFeature::for_host()
+        .iter()
+        .map(|feature| feature.to_string())
+        .collect();
+    names.join(",")
+}
+
 /// Makes Wasmer install its handlers of SIGSEGV, SIGILL and SIGFPE now, rather than with the first
 /// guest: whatever else handles those signals must have been installed before, not in between.
 pub(super) fn install_trap_handlers() {
@@ -136,16 +222,30 @@ pub(super) fn install_trap_handlers() {
     drop(wasmer::Store::new(engine));
 }
 
+/// An artifact, and what is known about it.
+pub(super) struct Compiled {
+    pub artifact: Bytes,
+    pub facts: Facts,
+    pub compiler: Compiler,
+}
+
 /// Loads an artifact that [`compile`] made.
 ///
 /// # Safety
 ///
-/// The bytes are run as machine code: they must come from our own compile worker, over its pipe.
+/// The artifact is run as machine code: it must come from our own compile worker, over its pipe, or
+/// from the artifact store, which authenticates it.
 pub(super) unsafe fn load(
     hash: ModuleHash,
-    artifact: Vec<u8>,
+    compiled: Compiled,
     tunables: SandboxTunables,
+    warm: &WarmPool,
 ) -> Result<Prepared, ModuleError> {
+    let Compiled {
+        artifact,
+        facts,
+        compiler,
+    } = compiled;
     let artifact_bytes = artifact.len() as u64;
     // An engine of its own for each module: the engine owns the machine code and frees none of it
     // before its end.
@@ -173,26 +273,101 @@ pub(super) unsafe fn load(
         .map(|import| (import.module().to_owned(), import.name().to_owned()))
         .collect();
     let has_start = module.exports().any(|export| export.name() == START_EXPORT);
-    Ok(Prepared {
+    let memory_pages_min = module
+        .info()
+        .memories
+        .values()
+        .next()
+        .map_or(0, |memory| memory.minimum.0);
+    let mut prepared = Prepared {
         hash,
+        warm: None,
+        image: None,
+        pace: Pace::new(false),
         module,
         engine,
         code: start..end,
         imports,
         has_start,
+        memory_pages_min,
+        compiler,
         // The artifact stays in memory beside the code mapped from it.
         held_bytes: artifact_bytes.saturating_mul(2),
-    })
+    };
+    prepared.look_at_an_instance(facts, warm);
+    Ok(prepared)
 }
 
-/// Compiles text in this process, for unit tests.
+impl Prepared {
+    /// Makes an instance for no guest: to see how long that takes, and for the image that all others
+    /// will show. A module whose segments do not fit has none, nor one whose image would be too large
+    /// or mostly empty.
+    fn look_at_an_instance(&mut self, facts: Facts, warm: &WarmPool) {
+        let began = Instant::now();
+        let first = Instance::new(self, self.memory_pages_min, Data::Measured);
+        self.pace = Pace::new(first.is_err() || began.elapsed() > SLOW_INSTANCE);
+        let image = match first {
+            Ok(instance) if facts.resettable => instance.image(),
+            Ok(_) | Err(_) => return,
+        };
+        match image {
+            Ok(image) => {
+                let image = image.map(Arc::new);
+                let bytes = image.as_ref().map_or(0, |image| image.held_bytes());
+                self.held_bytes = self.held_bytes.saturating_add(bytes);
+                if image.is_some() || self.memory_pages_min == 0 {
+                    self.image = image;
+                    self.warm = Some(warm.module());
+                }
+            }
+            Err(error) => tracing::warn!(%error, "no image of a module's memory"),
+        }
+    }
+}
+
+/// Compiles text in this process with Cranelift, for unit tests.
 #[cfg(test)]
 pub(super) fn prepare_here(text: &str) -> Arc<Prepared> {
+    prepare_with(text, Compiler::Cranelift)
+}
+
+/// Compiles text in this process, for unit tests. Whether the compiler may have it is not looked at.
+#[cfg(test)]
+pub(super) fn prepare_with(text: &str, compiler: Compiler) -> Arc<Prepared> {
     let wasm = wat::parse_str(text).expect("valid text");
-    let artifact = compile(&wasm).expect("a module that compiles");
-    let memories = super::memory::MemoryPool::new(8);
-    let tunables = SandboxTunables::new(memories, 1000, 1 << 20);
-    // SAFETY: made by the line above.
-    let prepared = unsafe { load(ModuleHash::of(&wasm), artifact, tunables) };
+    let memories = super::memory::MemoryPool::new(8, super::memory::dirty::is_tracked());
+    prepare_in(&wasm, compiler, &memories, &WarmPool::new(8))
+}
+
+/// As [`prepare_with`], from binary, with pools that other modules may share.
+#[cfg(test)]
+pub(super) fn prepare_in(
+    wasm: &[u8],
+    compiler: Compiler,
+    memories: &super::memory::MemoryPool,
+    warm: &WarmPool,
+) -> Arc<Prepared> {
+    let limits = super::check::Limits {
+        wasm_bytes_max: u64::MAX,
+        table_elements_max: u32::MAX,
+    };
+    // Some tests compile what no upload may be; it is then as well with the strictest facts.
+    let facts = super::check::check(wasm, limits).unwrap_or(Facts {
+        resettable: false,
+        singlepass: false,
+    });
+    let compiled = Compiled {
+        artifact: compile(compiler, wasm)
+            .expect("a module that compiles")
+            .into(),
+        facts,
+        compiler,
+    };
+    let tunables = SandboxTunables::new(memories.clone(), 1000, 1 << 20);
+    // SAFETY: made by the lines above.
+    let prepared = unsafe { load(ModuleHash::of(wasm), compiled, tunables, warm) };
     Arc::new(prepared.expect("an artifact that loads"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,26 +1,124 @@
-//! The guest threads and the queue before them.
+//! Where guests run: on the thread that asks, if they are short, else on threads of their own.
 //!
-//! A guest blocks its thread for as long as it runs, so guests run on threads of their own, as
-//! many as there may be guests. A thread is made when there is work for it and ends when there has
-//! been none for a while.
+//! Handing a guest to another thread costs more than a short guest does. So it first gets a slice
+//! of the caller's thread. One that outlasts it, or would have to wait, is stopped before anything
+//! of it has left the sandbox, and runs again from the start on a thread of its own, for which it
+//! queues. A module whose guests did so goes to the queue at once for a while ([`Pace`]).
+//!
+//! The queue is fair between those the guests count for ([`ShareKey`]): each in turn, each with a
+//! bound on how many run at a time; and when it is full, the longest share gives way. Guest threads
+//! yield to all others of the process (nice), so that guests that spin slow down each other only. A
+//! thread is made when there is work for it and ends when there has been none for a while.
 
-use std::collections::VecDeque;
+mod queue;
+
+use std::cell::RefCell;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use self::queue::Queue;
 use super::deadline::{self, RunId, Sitting};
-use super::guest::{self, Guest};
+use super::guest::{self, Guest, Place, Ran};
+use super::input::InputCloser;
 use super::pipe::PipeCloser;
-use super::{Call, End, Outcome, Prepared, RunError, Stdout, StopSignal, Usage};
+use super::{Call, End, Outcome, Prepared, RunError, Stdin, Stdout, StopSignal, Usage};
+use crate::telemetry::metrics::metrics;
 
 /// How long a thread without work stays.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Stack of a guest thread: host functions run on it, the guest has another.
 const THREAD_STACK_BYTES: usize = 1024 * 1024;
+/// What a guest gets of its caller's thread.
+const SLICE: Duration = Duration::from_micros(200);
+/// Guests of a module that go to the queue at once after the first that outlasted its slice, and at
+/// most.
+const SKIPPED_MIN: u32 = 16;
+const SKIPPED_MAX: u32 = 4096;
+
+/// Whom a guest counts for: guests of one share wait for each other rather than for others'.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct ShareKey(u64);
+
+impl ShareKey {
+    /// The share of whatever is equal to `value`.
+    pub fn of(value: impl Hash) -> ShareKey {
+        // Keyed anew in each process: nobody can choose to collide with another's share.
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        ShareKey(HASHER.hash_one(value))
+    }
+}
+
+/// What is known of how long a module's guests take.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// Guests that still go to the queue at once.
+    skip: AtomicU32,
+    /// How many did last time.
+    skipped: AtomicU32,
+}
+
+impl Pace {
+    /// Of a module whose guests may be short, or of one whose instances are known to be long in the
+    /// making.
+    pub(super) fn new(is_slow: bool) -> Pace {
+        let skip = if is_slow { SKIPPED_MIN } else { 0 };
+        Pace {
+            skip: AtomicU32::new(skip),
+            skipped: AtomicU32::new(skip),
+        }
+    }
+
+    /// Whether the next guest may try the caller's thread. (Counts are not exact when guests come at
+    /// the same time, which is no harm.)
+    fn may_borrow(&self) -> bool {
+        let skip = self.skip.load(Ordering::Relaxed);
+        if skip > 0 {
+            self.skip.store(skip - 1, Ordering::Relaxed);
+        }
+        skip == 0
+    }
+
+    /// A guest did not end within its slice.
+    fn overran(&self) {
+        let skipped = self.skipped.load(Ordering::Relaxed);
+        let skipped = skipped.saturating_mul(2).clamp(SKIPPED_MIN, SKIPPED_MAX);
+        self.skipped.store(skipped, Ordering::Relaxed);
+        self.skip.store(skipped, Ordering::Relaxed);
+    }
+
+    /// A guest ended within its slice.
+    fn kept(&self) {
+        let skipped = self.skipped.load(Ordering::Relaxed);
+        if skipped > 0 {
+            self.skipped.store(skipped - 1, Ordering::Relaxed);
+        }
+    }
+
+    /// A guest ended on a thread of its own after this time.
+    fn took(&self, wall: Duration) {
+        if wall < SLICE / 2 {
+            let skip = self.skip.load(Ordering::Relaxed);
+            self.skip.store(skip / 2, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How many guests run and wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Guests on threads of their own at a time.
+    pub guests_max: usize,
+    /// Of these, guests of one share.
+    pub per_share_max: usize,
+    pub queue_max: usize,
+    pub queue_timeout: Duration,
+}
 
 /// The guest threads. Dropping it refuses new guests; the threads end with the work they have.
 pub(super) struct Executor {
@@ -30,32 +128,30 @@ pub(super) struct Executor {
 
 struct Shared {
     guests_max: usize,
-    queue_max: usize,
     state: Mutex<State>,
     work: Condvar,
+    shut_down: AtomicBool,
 }
 
-#[derive(Default)]
 struct State {
-    queue: VecDeque<Job>,
-    running: usize,
+    queue: Queue<Job>,
     threads: usize,
     idle: usize,
-    shut_down: bool,
 }
 
 struct Job {
-    module: Arc<Prepared>,
-    call: Call,
+    guest: Guest,
     ticket: Arc<Ticket>,
     queued_at: Instant,
-    answer: oneshot::Sender<Outcome>,
+    answer: oneshot::Sender<Result<Outcome, RunError>>,
 }
 
 /// What the waiting caller and the guest's thread know of each other.
 struct Ticket {
+    share: ShareKey,
     stop: Arc<StopSignal>,
     pipe: Option<PipeCloser>,
+    input: Option<InputCloser>,
     run: Mutex<Option<RunId>>,
 }
 
@@ -66,37 +162,104 @@ struct Waiting<'a> {
     done: bool,
 }
 
+thread_local! {
+    /// The seat of a thread that lends itself to guests.
+    static LENT: RefCell<Option<Sitting>> = const { RefCell::new(None) };
+}
+
+/// Runs a guest on this thread for a slice.
+fn borrow(guest: Guest) -> Ran {
+    LENT.with(|lent| {
+        // In use only if a guest's host function came here, which none does.
+        let Ok(mut lent) = lent.try_borrow_mut() else {
+            return Ran::Postponed(guest, Duration::ZERO);
+        };
+        let sitting = match &*lent {
+            Some(sitting) => sitting,
+            None => match Sitting::take() {
+                Ok(sitting) => lent.insert(sitting),
+                Err(error) => {
+                    tracing::error!(%error, "guests on this thread can't be stopped in time");
+                    return Ran::Postponed(guest, Duration::ZERO);
+                }
+            },
+        };
+        guest::run(sitting, guest, Place::Borrowed(SLICE), |_| {})
+    })
+}
+
 impl Executor {
-    pub(super) fn new(guests_max: usize, queue_max: usize, queue_timeout: Duration) -> Executor {
+    pub(super) fn new(bounds: Bounds) -> Executor {
+        let guests_max = bounds.guests_max.max(1);
         Executor {
             shared: Arc::new(Shared {
-                guests_max: guests_max.max(1),
-                queue_max,
-                state: Mutex::default(),
+                guests_max,
+                state: Mutex::new(State {
+                    queue: Queue::new(guests_max, bounds.per_share_max.max(1), bounds.queue_max),
+                    threads: 0,
+                    idle: 0,
+                }),
                 work: Condvar::new(),
+                shut_down: AtomicBool::new(false),
             }),
-            queue_timeout,
+            queue_timeout: bounds.queue_timeout,
         }
     }
 
-    /// Runs one guest on a thread of its own. Needs a tokio runtime with time.
+    /// Runs one guest. Needs a tokio runtime with time.
     pub(super) async fn run(&self, module: Arc<Prepared>, call: Call) -> Result<Outcome, RunError> {
-        let pipe = match &call.stdout {
+        if self.shared.shut_down.load(Ordering::Acquire) {
+            return Err(RunError::ShuttingDown);
+        }
+        let share = call.share;
+        let guest = Guest {
+            module: Arc::clone(&module),
+            call,
+            stop: Arc::default(),
+            queued: Duration::ZERO,
+        };
+        let all_there = matches!(guest.call.stdin, Stdin::Bytes(_));
+        if !all_there || !module.pace().may_borrow() {
+            return self.queue(guest, share).await;
+        }
+        match borrow(guest) {
+            Ran::Ended(outcome) => {
+                // Making the instance is part of it, and nothing interrupts that.
+                if outcome.usage.wall > SLICE {
+                    module.pace().overran();
+                } else {
+                    module.pace().kept();
+                }
+                Ok(outcome)
+            }
+            Ran::Postponed(guest, spent) => {
+                module.pace().overran();
+                metrics().guests_postponed.inc();
+                let mut outcome = self.queue(guest, share).await?;
+                outcome.usage.cpu += spent;
+                Ok(outcome)
+            }
+        }
+    }
+
+    /// Runs one guest on a thread of its own.
+    async fn queue(&self, guest: Guest, share: ShareKey) -> Result<Outcome, RunError> {
+        let pipe = match &guest.call.stdout {
             Stdout::Pipe(writer) => Some(writer.closer()),
             Stdout::Collect => None,
         };
         let ticket = Arc::new(Ticket {
-            stop: Arc::default(),
+            share,
+            stop: Arc::clone(&guest.stop),
             pipe,
+            input: guest.call.stdin.closer(),
             run: Mutex::default(),
         });
         let (answer, mut outcome) = oneshot::channel();
-        let queued_at = Instant::now();
         let job = Job {
-            module,
-            call,
+            guest,
             ticket: Arc::clone(&ticket),
-            queued_at,
+            queued_at: Instant::now(),
             answer,
         };
         self.shared.submit(job)?;
@@ -116,17 +279,20 @@ impl Executor {
             Err(_) => outcome.await,
         };
         waiting.done = true;
-        Ok(received.unwrap_or_else(|_| lost()))
+        received.unwrap_or_else(|_| Ok(lost()))
     }
 
     /// Guests running and queued.
     pub(super) fn load(&self) -> (usize, usize) {
         let state = self.shared.lock();
-        (state.running, state.queue.len())
+        (state.queue.running(), state.queue.waiting())
     }
 
     pub(super) fn shut_down(&self) {
-        self.shared.lock().shut_down = true;
+        // Under the lock, so that no thread goes to sleep without having seen it.
+        let state = self.shared.lock();
+        self.shared.shut_down.store(true, Ordering::Release);
+        drop(state);
         self.shared.work.notify_all();
     }
 }
@@ -153,6 +319,9 @@ impl Ticket {
         if let Some(pipe) = &self.pipe {
             pipe.close();
         }
+        if let Some(input) = &self.input {
+            input.close();
+        }
         // Under the lock: either the run is known and stopped here, or the thread will see the
         // signal when it makes the run known.
         if let Some(run) = *self.run.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -173,14 +342,10 @@ impl Shared {
 
     fn submit(self: &Arc<Shared>, job: Job) -> Result<(), RunError> {
         let mut state = self.lock();
-        if state.shut_down {
+        if self.shut_down.load(Ordering::Acquire) {
             return Err(RunError::ShuttingDown);
         }
-        let free = self.guests_max.saturating_sub(state.running);
-        if state.queue.len() >= free.saturating_add(self.queue_max) {
-            return Err(RunError::Busy);
-        }
-        if state.idle <= state.queue.len() && state.threads < self.guests_max {
+        if state.idle <= state.queue.ready() && state.threads < self.guests_max {
             if self.spawn() {
                 state.threads += 1;
             } else if state.threads == 0 {
@@ -188,8 +353,15 @@ impl Shared {
                 return Err(RunError::Busy);
             }
         }
-        state.queue.push_back(job);
+        let share = job.ticket.share;
+        let pushed = state.queue.push(share, job);
         drop(state);
+        match pushed {
+            Ok(None) => {}
+            // The longest share gave way. Its guest's caller may be gone.
+            Ok(Some(evicted)) => drop(evicted.answer.send(Err(RunError::Busy))),
+            Err(_) => return Err(RunError::Busy),
+        }
         self.work.notify_one();
         Ok(())
     }
@@ -207,19 +379,12 @@ impl Shared {
 
     /// Takes a guest out of the queue; false if it is no longer there.
     fn withdraw(&self, ticket: &Arc<Ticket>) -> bool {
-        let mut state = self.lock();
-        let Some(at) = state
+        let withdrawn = self
+            .lock()
             .queue
-            .iter()
-            .position(|job| Arc::ptr_eq(&job.ticket, ticket))
-        else {
-            return false;
-        };
-        let job = state.queue.remove(at);
-        // The job's input may be large: it is dropped without the lock.
-        drop(state);
-        drop(job);
-        true
+            .remove(ticket.share, |job| Arc::ptr_eq(&job.ticket, ticket));
+        // The guest's input may be large: it is dropped without the lock.
+        withdrawn.is_some()
     }
 
     /// What a guest thread does.
@@ -232,29 +397,32 @@ impl Shared {
                 return;
             }
         };
+        deadline::yield_to_others();
         while let Some(job) = self.next() {
             let Job {
-                module,
-                call,
+                mut guest,
                 ticket,
                 queued_at,
                 answer,
             } = job;
-            let stop = Arc::clone(&ticket.stop);
-            let guest = Guest {
-                module,
-                call,
-                stop,
-                queued: queued_at.elapsed(),
-            };
+            guest.queued = queued_at.elapsed();
             let module = Arc::clone(&guest.module);
             // What goes wrong around a guest must not cost the thread, nor its place in the count.
             let ran = catch_unwind(AssertUnwindSafe(|| {
-                guest::run(&sitting, guest, |run| ticket.started(run))
+                guest::run(&sitting, guest, Place::Own, |run| ticket.started(run))
             }));
-            self.lock().running -= 1;
+            let outcome = match ran {
+                Ok(Ran::Ended(outcome)) => {
+                    module.pace().took(outcome.usage.wall);
+                    outcome
+                }
+                Ok(Ran::Postponed(..)) | Err(_) => lost(),
+            };
+            if self.lock().queue.ended(ticket.share) {
+                self.work.notify_one();
+            }
             // Nobody may be waiting any more.
-            let _ = answer.send(ran.unwrap_or_else(|_| lost()));
+            let _ = answer.send(Ok(outcome));
             // This may be the last use of a module that the cache has dropped.
             if catch_unwind(AssertUnwindSafe(move || drop(module))).is_err() {
                 tracing::error!("a module could not be unloaded");
@@ -266,11 +434,10 @@ impl Shared {
     fn next(&self) -> Option<Job> {
         let mut state = self.lock();
         loop {
-            if let Some(job) = state.queue.pop_front() {
-                state.running += 1;
+            if let Some(job) = state.queue.pop() {
                 return Some(job);
             }
-            if state.shut_down {
+            if self.shut_down.load(Ordering::Acquire) && state.queue.waiting() == 0 {
                 break;
             }
             state.idle += 1;
@@ -280,7 +447,7 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner);
             state = woken;
             state.idle -= 1;
-            if timeout.timed_out() && state.queue.is_empty() {
+            if timeout.timed_out() && state.queue.ready() == 0 {
                 break;
             }
         }
@@ -293,7 +460,7 @@ impl Shared {
         let mut state = self.lock();
         state.threads -= 1;
         if state.threads == 0 {
-            let abandoned = std::mem::take(&mut state.queue);
+            let abandoned = state.queue.clear();
             drop(state);
             drop(abandoned);
         }

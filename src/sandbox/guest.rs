@@ -1,4 +1,4 @@
-//! One guest, from instantiation to its end, on the calling thread.
+//! One guest, from its instance to its end, on the calling thread.
 
 #![expect(
     unsafe_code,
@@ -10,18 +10,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmer::{
-    Extern, FunctionEnv, Instance, InstantiationError, LinkError, RuntimeError, Store,
-    TypedFunction,
-};
+use wasmer::RuntimeError;
 use wasmer_types::TrapCode;
 
-use super::deadline::{RunId, Sitting};
-use super::engine::{Prepared, START_EXPORT};
-use super::memory::MemoryRecord;
-use super::wasi::link::{self, GuestEnv};
+use super::deadline::{RunId, Sitting, Slack};
+use super::engine::Prepared;
+use super::instance::{Instance, NoInstance};
+use super::memory::{Data, PAGE_BYTES, PAGES_MAX};
 use super::wasi::{self, Output, Stop, Wasi};
-use super::{Call, End, Outcome, StopSignal, Usage, tunables};
+use super::{Call, End, GuestLimits, Outcome, StopSignal, Usage};
 
 /// A guest about to run.
 pub(super) struct Guest {
@@ -30,6 +27,23 @@ pub(super) struct Guest {
     pub stop: Arc<StopSignal>,
     /// Time spent waiting for this thread.
     pub queued: Duration,
+}
+
+/// What a guest may do to the thread it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It is the guest's until its deadline.
+    Own,
+    /// It has other things to do: the guest may have this much time, and must not wait.
+    Borrowed(Duration),
+}
+
+/// What became of a guest.
+pub(super) enum Ran {
+    Ended(Outcome),
+    /// It needs a thread of its own, and to start from the beginning there. Nothing of it has left
+    /// the sandbox; so much CPU time has gone.
+    Postponed(Guest, Duration),
 }
 
 /// How the guest's code ended, before its limits are looked at.
@@ -45,40 +59,75 @@ struct Left {
     finish: Finish,
     /// The watchdog ordered it to stop.
     struck: bool,
-    output: Output,
-    memory: Option<Arc<MemoryRecord>>,
+    wasi: Wasi,
+    memory_peak_bytes: u64,
+    memory_refused: bool,
 }
 
 /// Runs the guest. `on_start` learns the run's id once the guest can be stopped by it.
-pub(super) fn run(sitting: &Sitting, guest: Guest, on_start: impl FnOnce(RunId)) -> Outcome {
+pub(super) fn run(
+    sitting: &Sitting,
+    guest: Guest,
+    place: Place,
+    on_start: impl FnOnce(RunId),
+) -> Ran {
     let Guest {
         module,
         call,
         stop,
         queued,
     } = guest;
+    let (limits, share) = (call.limits, call.share);
     let started = Instant::now();
-    let cpu_started = thread_cpu_time();
-    // A panic of a host function comes through here. The store, its memory and whatever state the
+    let cpu_started = match place {
+        Place::Own => thread_cpu_time(),
+        // Asking costs as much as a small guest.
+        Place::Borrowed(_) => Duration::ZERO,
+    };
+    // A panic of a host function comes through here. The instance, its memory and whatever state the
     // panic left are dropped with the closure.
     let result = catch_unwind(AssertUnwindSafe(|| {
-        start(sitting, &module, call, &stop, started, on_start)
+        start(sitting, &module, call, place, &stop, started, on_start)
     }));
+    let wall = started.elapsed();
     let usage = Usage {
-        wall: started.elapsed(),
-        cpu: thread_cpu_time().saturating_sub(cpu_started),
+        wall,
+        cpu: match place {
+            Place::Own => thread_cpu_time().saturating_sub(cpu_started),
+            // It did not wait, so it is no more than that, and no less but for a moment.
+            Place::Borrowed(_) => wall,
+        },
         queued,
         ..Usage::default()
     };
     match result {
-        Ok(left) => outcome(left, &stop, usage),
-        Err(panic) => Outcome {
+        Ok(left) if place != Place::Own && left.needs_more(&stop, wall, limits) => {
+            let config = left.wasi.rewind();
+            let call = Call {
+                args: config.args,
+                env: config.env,
+                stdin: config.stdin,
+                stdout: config.stdout,
+                files: config.files,
+                limits,
+                share,
+            };
+            let guest = Guest {
+                module,
+                call,
+                stop,
+                queued,
+            };
+            Ran::Postponed(guest, wall)
+        }
+        Ok(left) => Ran::Ended(left.outcome(&stop, usage)),
+        Err(panic) => Ran::Ended(Outcome {
             end: End::HostError(format!("the host panicked: {}", panic_text(panic.as_ref()))),
             stdout: Vec::new(),
             stderr: Vec::new(),
             stderr_truncated: false,
             usage,
-        },
+        }),
     }
 }
 
@@ -86,154 +135,185 @@ fn start(
     sitting: &Sitting,
     module: &Prepared,
     call: Call,
+    place: Place,
     stop: &Arc<StopSignal>,
     started: Instant,
     on_start: impl FnOnce(RunId),
 ) -> Left {
     let limits = call.limits;
+    let (time, slack) = match place {
+        Place::Own => (limits.deadline, Slack::None),
+        Place::Borrowed(slice) if slice < limits.deadline => (slice, Slack::Tick),
+        Place::Borrowed(_) => (limits.deadline, Slack::None),
+    };
     // A deadline too far away to name is one that does not matter.
     let deadline = started
-        .checked_add(limits.deadline)
+        .checked_add(time)
         .unwrap_or_else(|| started + Duration::from_secs(365 * 24 * 3600));
-    let mut store = Store::new(module.engine().clone());
     let wasi = Wasi::new(wasi::Config {
         args: call.args,
         env: call.env,
         stdin: call.stdin,
+        files: call.files,
         stdout: call.stdout,
         stdout_bytes_max: limits.stdout_bytes_max,
         stderr_bytes_max: limits.stderr_bytes_max,
         deadline,
         stop: Arc::clone(stop),
+        may_block: place == Place::Own,
     });
-    let env = FunctionEnv::new(
-        &mut store,
-        GuestEnv {
-            wasi: Some(wasi),
-            memory: None,
-        },
-    );
-    let (instance, made) = instantiate(&mut store, module, &env, limits.memory_bytes_max);
-    let (finish, struck) = match (instance, made.stop) {
-        (Ok(instance), Some(stop_global)) => {
-            env.as_mut(&mut store).memory = instance.exports.get_memory("memory").ok().cloned();
-            // SAFETY: the global is in the instance, which the store keeps until this function
-            // returns; `armed` is disarmed before. The code is the module's, all of it compiled by
-            // Wasmer.
-            let armed = unsafe { sitting.arm(module.code(), stop_global, deadline) };
-            on_start(armed.id());
-            let finish = if stop.is_cancelled() {
-                Finish::NotStarted(End::Cancelled)
-            } else {
-                call_guest(&mut store, &instance, module.has_start())
+    let mut instance = match instance(module, limits.memory_bytes_max) {
+        Ok(instance) => instance,
+        Err(finish) => {
+            return Left {
+                finish,
+                struck: false,
+                wasi,
+                memory_peak_bytes: 0,
+                memory_refused: false,
             };
-            (finish, armed.disarm())
         }
-        (Ok(_), None) => (
-            Finish::NotStarted(End::HostError("the module has no stop global".into())),
-            false,
-        ),
-        (Err(_), _) if made.memory_over_limit => (Finish::NotStarted(End::MemoryLimit), false),
-        (Err(InstantiationError::Start(error)), _) => (Finish::Failed(error), false),
-        (Err(error), _) => (Finish::NotStarted(End::HostError(link_text(&error))), false),
     };
-    let output = env
-        .as_mut(&mut store)
-        .wasi
-        .take()
-        .map(Wasi::finish)
-        .unwrap_or_default();
-    Left {
-        finish,
+    instance.env.as_mut(&mut instance.store).wasi = Some(wasi);
+    // SAFETY: the global is in the instance, which lives until the end of this function; `armed` is
+    // disarmed before. The code is the module's, all of it compiled by Wasmer.
+    let armed = unsafe { sitting.arm(module.code(), instance.stop, deadline, slack) };
+    on_start(armed.id());
+    let finish = if stop.is_cancelled() {
+        Finish::NotStarted(End::Cancelled)
+    } else {
+        call_guest(&mut instance)
+    };
+    let struck = armed.disarm();
+    let Some(wasi) = instance.env.as_mut(&mut instance.store).wasi.take() else {
+        // Only this function takes it out.
+        unreachable!("the guest's state is gone");
+    };
+    let memory = instance.memory.as_ref();
+    let left = Left {
         struck,
-        output,
-        memory: made.memory,
+        wasi,
+        memory_peak_bytes: memory.map_or(0, |memory| memory.peak_bytes()),
+        memory_refused: memory.is_some_and(|memory| memory.was_refused()),
+        finish,
+    };
+    if left.leaves_no_doubt()
+        && let Some(warm) = module.warm()
+        && instance.reset()
+    {
+        warm.put(instance);
     }
+    left
 }
 
-fn instantiate(
-    store: &mut Store,
-    module: &Prepared,
-    env: &FunctionEnv<GuestEnv>,
-    memory_bytes_max: u64,
-) -> (Result<Instance, InstantiationError>, tunables::Made) {
-    let mut imports = Vec::with_capacity(module.imports().len());
-    for (from, name) in module.imports() {
-        match link::import(store, env, from, name) {
-            Some(function) => imports.push(Extern::from(function)),
-            None => {
-                let missing = LinkError::Resource(format!("no function {from}.{name}"));
-                return (
-                    Err(InstantiationError::Link(missing)),
-                    tunables::Made::default(),
-                );
-            }
-        }
+/// One that was reset after another guest, or a new one.
+fn instance(module: &Prepared, memory_bytes_max: u64) -> Result<Instance, Finish> {
+    let pages_max = u32::try_from(memory_bytes_max / PAGE_BYTES as u64)
+        .map_or(PAGES_MAX, |pages| pages.min(PAGES_MAX));
+    if module.memory_pages_min() > pages_max {
+        return Err(Finish::NotStarted(End::MemoryLimit));
     }
-    #[expect(
-        clippy::result_large_err,
-        reason = "the error is Wasmer's, and passed on once"
-    )]
-    tunables::making(memory_bytes_max, || {
-        Instance::new_by_index(store, module.module(), &imports)
+    if let Some(instance) = module.warm().and_then(|warm| warm.take()) {
+        if let Some(memory) = &instance.memory {
+            memory.limit(pages_max);
+        }
+        return Ok(instance);
+    }
+    let data = match module.image() {
+        Some(image) => Data::Shown(Arc::clone(image)),
+        None => Data::Written,
+    };
+    Instance::new(module, pages_max, data).map_err(|none| match none {
+        NoInstance::MemoryOverLimit => Finish::NotStarted(End::MemoryLimit),
+        NoInstance::Trapped(error) => Finish::Failed(error),
+        NoInstance::Failed(text) => Finish::NotStarted(End::HostError(text)),
     })
 }
 
-fn call_guest(store: &mut Store, instance: &Instance, has_start: bool) -> Finish {
-    let names: &[&str] = if has_start {
-        &[START_EXPORT, "_start"]
-    } else {
-        &["_start"]
-    };
-    for name in names {
-        let function: TypedFunction<(), ()> =
-            match instance.exports.get_typed_function(&*store, name) {
-                Ok(function) => function,
-                Err(error) => {
-                    let text = format!("the module has no callable {name}: {error}");
-                    return Finish::NotStarted(End::HostError(text));
-                }
-            };
-        if let Err(error) = function.call(store) {
+fn call_guest(instance: &mut Instance) -> Finish {
+    let functions = instance.start.iter().chain([&instance.main]);
+    for function in functions {
+        if let Err(error) = function.call(&mut instance.store) {
             return Finish::Failed(error);
         }
     }
     Finish::Returned
 }
 
-fn outcome(left: Left, stop: &StopSignal, mut usage: Usage) -> Outcome {
-    let Left {
-        finish,
-        struck,
-        output,
-        memory,
-    } = left;
-    let memory_refused = memory.as_ref().is_some_and(|memory| memory.was_refused());
-    usage.memory_peak_bytes = memory.map_or(0, |memory| memory.peak_bytes());
-    usage.stdout_bytes = output.stdout_bytes;
-    let end = match finish {
-        Finish::Returned => End::Exit(0),
-        Finish::NotStarted(end) => end,
-        Finish::Failed(error) => match error.downcast_ref::<Stop>() {
-            Some(Stop::Exit(0)) => End::Exit(0),
-            Some(Stop::Exit(_)) if memory_refused => End::MemoryLimit,
-            Some(Stop::Exit(code)) => End::Exit(*code),
-            Some(Stop::TimeLimit) => End::TimeLimit,
-            Some(Stop::OutputLimit) => End::OutputLimit,
-            Some(Stop::Cancelled) => End::Cancelled,
-            // A stopped guest traps; which trap says nothing.
-            None if struck && stop.is_cancelled() => End::Cancelled,
-            None if struck => End::TimeLimit,
-            None if memory_refused => End::MemoryLimit,
-            None => trap(error),
-        },
-    };
-    Outcome {
-        end,
-        stdout: output.stdout,
-        stderr: output.stderr,
-        stderr_truncated: output.stderr_truncated,
-        usage,
+impl Left {
+    fn stop(&self) -> Option<&Stop> {
+        match &self.finish {
+            Finish::Failed(error) => error.downcast_ref::<Stop>(),
+            Finish::Returned | Finish::NotStarted(_) => None,
+        }
+    }
+
+    /// Whether the guest ended by itself, so that nothing but what it can change is changed.
+    fn leaves_no_doubt(&self) -> bool {
+        match (&self.finish, self.stop()) {
+            (_, _) if self.struck => false,
+            (Finish::Returned, _) => true,
+            (Finish::Failed(_), Some(Stop::Exit(_))) => true,
+            (Finish::Failed(_), Some(_)) => false,
+            (Finish::Failed(error), None) => match error.clone().to_trap() {
+                Some(TrapCode::StackOverflow) | None => false,
+                Some(_) => true,
+            },
+            (Finish::NotStarted(_), _) => false,
+        }
+    }
+
+    /// Whether a guest on a borrowed thread should be run again on one of its own.
+    fn needs_more(&self, stop: &StopSignal, wall: Duration, limits: GuestLimits) -> bool {
+        if stop.is_cancelled() || matches!(self.finish, Finish::NotStarted(_)) {
+            return false;
+        }
+        match self.stop() {
+            Some(Stop::WouldBlock) => true,
+            Some(Stop::TimeLimit) => wall < limits.deadline,
+            Some(Stop::Exit(_) | Stop::OutputLimit | Stop::Cancelled) => false,
+            None => self.struck && wall < limits.deadline,
+        }
+    }
+
+    fn outcome(self, stop: &StopSignal, mut usage: Usage) -> Outcome {
+        let Left {
+            finish,
+            struck,
+            wasi,
+            memory_peak_bytes,
+            memory_refused,
+        } = self;
+        let output: Output = wasi.finish();
+        usage.memory_peak_bytes = memory_peak_bytes;
+        usage.stdout_bytes = output.stdout_bytes;
+        let end = match finish {
+            Finish::Returned => End::Exit(0),
+            Finish::NotStarted(end) => end,
+            Finish::Failed(error) => match error.downcast_ref::<Stop>() {
+                Some(Stop::Exit(0)) => End::Exit(0),
+                Some(Stop::Exit(_)) if memory_refused => End::MemoryLimit,
+                Some(Stop::Exit(code)) => End::Exit(*code),
+                Some(Stop::TimeLimit) => End::TimeLimit,
+                Some(Stop::OutputLimit) => End::OutputLimit,
+                Some(Stop::Cancelled) => End::Cancelled,
+                Some(Stop::WouldBlock) => {
+                    End::HostError("a guest on a thread of its own may wait".into())
+                }
+                // A stopped guest traps; which trap says nothing.
+                None if struck && stop.is_cancelled() => End::Cancelled,
+                None if struck => End::TimeLimit,
+                None if memory_refused => End::MemoryLimit,
+                None => trap(error),
+            },
+        };
+        Outcome {
+            end,
+            stdout: output.stdout,
+            stderr: output.stderr,
+            stderr_truncated: output.stderr_truncated,
+            usage,
+        }
     }
 }
 
@@ -260,10 +340,6 @@ fn trap(error: RuntimeError) -> End {
         }
     };
     End::Trap(text.to_owned())
-}
-
-fn link_text(error: &InstantiationError) -> String {
-    format!("the guest could not be instantiated: {error}")
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

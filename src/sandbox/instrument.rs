@@ -7,7 +7,8 @@
 //! 2. **Bounds checks of bulk operators.** Wasmer reports their failures from Rust code that runs
 //!    on the guest's stack, allocates there, and takes locks. A guest that is close to the end of
 //!    its stack could make that code fault inside the allocator, and the process would hang. So
-//!    the bounds are checked before, where a failure is an ordinary trap of machine code.
+//!    the bounds are checked before, where a failure is an ordinary trap of machine code. And what
+//!    is large is done in pieces, with a poll after each.
 //! 3. **A start function that waits** (see [`START_EXPORT`]), and no exports but those called.
 
 mod bulk;
@@ -47,7 +48,8 @@ impl Default for Instrument {
 /// Where the hidden parts of a module are.
 #[derive(Debug)]
 struct Plan {
-    poll_loops: bool,
+    /// Where loops and functions look, the hidden global that they count in.
+    ticks: Option<u32>,
     imported_functions: u32,
     bulk: Bulk,
     /// The last global of the module, so that the tunables find it.
@@ -71,9 +73,12 @@ impl ModuleMiddleware for Instrument {
         info.custom_sections_data.clear();
 
         let bulk = Bulk::prepare(info)?;
+        let ticks = self
+            .poll_loops
+            .then(|| hidden_global(info, Type::I32, GlobalInit::I32Const(0)));
         let stop = hidden_global(info, Type::I64, GlobalInit::I64Const(0));
         let plan = Plan {
-            poll_loops: self.poll_loops,
+            ticks,
             imported_functions: u32::try_from(info.num_imported_functions)
                 .map_err(|_| MiddlewareError::new("instrument", "too many imports"))?,
             bulk,
@@ -120,14 +125,12 @@ impl<'a> FunctionMiddleware<'a> for InstrumentFunction {
             .ok_or_else(|| MiddlewareError::new("instrument", "the module was not seen first"))?;
         if !self.entered {
             self.entered = true;
-            if plan.poll_loops {
-                plan.count_and_poll(state);
-            }
+            plan.count_and_poll(state);
         }
         let poll = match &operator {
             Operator::Call { function_index } => *function_index < plan.imported_functions,
             Operator::MemoryGrow { .. } | Operator::TableGrow { .. } => true,
-            other => plan.bulk.check(other, state)?,
+            other => plan.bulk.check(other, state, |state| plan.poll(state))?,
         };
         let is_loop = matches!(operator, Operator::Loop { .. });
         state.push_operator(operator.clone());
@@ -135,7 +138,7 @@ impl<'a> FunctionMiddleware<'a> for InstrumentFunction {
         if poll {
             plan.poll(state);
         }
-        if is_loop && plan.poll_loops {
+        if is_loop {
             plan.count_and_poll(state);
         }
         Ok(())
@@ -159,17 +162,22 @@ impl Plan {
         ]);
     }
 
-    /// The same where the compiler would move a bare read out of the loop: counting up keeps the
-    /// read in it. A count that overwrites the order to stop is no harm, the order is repeated.
+    /// The same where loops and functions have to look. The compiler would take a read that no write
+    /// comes before out of the loop; counting in another global keeps it in. (Counting in the same
+    /// one would not do: a processor that always has a write of its own to it under way may
+    /// overwrite the order to stop without ever having seen it.)
     fn count_and_poll(&self, state: &mut MiddlewareReaderState<'_>) {
+        let Some(ticks) = self.ticks else {
+            return;
+        };
         state.extend(&[
             Operator::GlobalGet {
-                global_index: self.stop,
+                global_index: ticks,
             },
-            Operator::I64Const { value: 1 },
-            Operator::I64Add,
+            Operator::I32Const { value: 1 },
+            Operator::I32Add,
             Operator::GlobalSet {
-                global_index: self.stop,
+                global_index: ticks,
             },
         ]);
         self.poll(state);

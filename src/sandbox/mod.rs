@@ -5,9 +5,9 @@
 //! runs one fresh guest under [`GuestLimits`], and [`abi`] turns HTTP into a [`Call`] and the
 //! guest's output back into HTTP.
 //!
-//! In reading order: bytes become binary (`text`) and are judged (`check`); `compile` has them
+//! In reading order: bytes become binary (`text`, in a child process if a client sent them) and are judged (`check`); `compile` has them
 //! compiled in a child process (`worker`) with additions of ours (`instrument`) and loads the
-//! result (`engine`) into the `cache`; the `executor` finds a thread, `guest` runs on it with
+//! result (`engine`) into the `cache`, kept on disk as `artifacts`; the `executor` finds a thread, `guest` runs on it with
 //! `memory` and limits (`tunables`) under a `deadline`, and talks to `wasi`.
 
 pub mod abi;
@@ -19,6 +19,8 @@ mod check;
 mod hash;
 mod text;
 
+mod allocator;
+mod artifacts;
 mod cache;
 mod compile;
 mod engine;
@@ -27,9 +29,14 @@ mod worker;
 
 mod deadline;
 mod executor;
+mod files;
 mod guest;
+mod input;
+mod instance;
 mod memory;
 mod pipe;
+#[cfg(test)]
+mod sections;
 mod stop;
 mod tunables;
 mod wasi;
@@ -40,14 +47,22 @@ use bytes::Bytes;
 
 use self::compile::Compilers;
 use self::executor::Executor;
+use self::instance::WarmPool;
 use self::memory::MemoryPool;
 use crate::telemetry::metrics::metrics;
 
+pub use allocator::give_back_large_blocks;
+pub use artifacts::ArtifactKey;
 pub use engine::Prepared;
+pub use executor::ShareKey;
+pub use files::{
+    FILE_NAME_BYTES_MAX, FILES_BYTES_MAX, FILES_DEPTH_MAX, FILES_ENTRIES_MAX, Files, FilesError,
+};
 pub use hash::ModuleHash;
+pub use input::{InputReader, InputWriter, Stdin, input};
 pub use outcome::{End, Outcome, Usage};
 pub use pipe::{PipeError, PipeReader, PipeWriter, pipe};
-pub use settings::{CompileSettings, GuestLimits, Settings};
+pub use settings::{ArtifactSettings, CompileSettings, GuestLimits, Settings};
 pub use stop::StopSignal;
 pub use text::{TEXT_BYTES_MAX, to_binary};
 pub use worker::compile_worker;
@@ -58,11 +73,14 @@ pub struct Call {
     pub args: Vec<String>,
     /// Environment variables, in order.
     pub env: Vec<(String, String)>,
-    /// All of standard input.
-    pub stdin: Bytes,
+    pub stdin: Stdin,
+    /// What the guest finds as its root directory, `/`. Without it there are no files.
+    pub files: Option<Arc<Files>>,
     /// Where standard output goes.
     pub stdout: Stdout,
     pub limits: GuestLimits,
+    /// Whom the guest counts for where guests have to wait for each other.
+    pub share: ShareKey,
 }
 
 /// Where a guest's standard output goes.
@@ -72,6 +90,18 @@ pub enum Stdout {
     /// Written to a bounded pipe as the guest writes it; [`Outcome::stdout`] stays empty. The guest
     /// waits while the pipe is full; its deadline goes on running.
     Pipe(PipeWriter),
+}
+
+/// How a module is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preparation {
+    /// Soon: for bytes that may never be seen again. Compiled in one quick pass where that is safe;
+    /// the best code is made in the background when the same bytes come again.
+    Fast,
+    /// Soon, and the best code follows in the background: for a module that is kept.
+    FastThenOptimised,
+    /// With the best code.
+    Optimised,
 }
 
 /// Why bytes can't become a [`Prepared`] module.
@@ -130,36 +160,49 @@ impl Sandbox {
             ModuleError::Internal(format!("the watchdog of guests does not start: {error}"))
         })?;
         engine::install_trap_handlers();
-        let memories = MemoryPool::new(settings.guests_max);
-        let executor = Executor::new(
-            settings.guests_max,
-            settings.queue_max,
-            settings.queue_timeout,
-        );
+        let memories = MemoryPool::new(settings.guests_max, memory::dirty::is_tracked());
+        let warm = WarmPool::new(settings.warm_max);
+        let executor = Executor::new(executor::Bounds {
+            guests_max: settings.guests_max,
+            per_share_max: settings.guests_per_share_max,
+            queue_max: settings.queue_max,
+            queue_timeout: settings.queue_timeout,
+        });
         Ok(Sandbox {
-            compilers: Compilers::new(settings, memories),
+            compilers: Compilers::start(settings, memories, warm)?,
             executor: Arc::new(executor),
         })
     }
 
+    /// WebAssembly binary from what a client sent: binary passes as it is, text is translated in a
+    /// child process with limits. When the future is dropped, the child is killed.
+    pub async fn to_binary(&self, bytes: Bytes) -> Result<Bytes, ModuleError> {
+        self.compilers.to_binary(bytes).await
+    }
+
     /// Whether these bytes are a module we would run: format, features, imports, exports and
-    /// bounds. Does not compile. Takes WebAssembly binary only (see [`to_binary`]).
+    /// bounds. Does not compile. Takes WebAssembly binary only (see [`Sandbox::to_binary`]).
     ///
     /// Takes about 10 ms for a MiB of code, so async callers with large modules should run it on a
     /// blocking thread, or let [`Sandbox::prepare`] do it.
     pub fn check(&self, wasm: &[u8]) -> Result<(), ModuleError> {
-        check::check(wasm, self.compilers.limits())
+        check::check(wasm, self.compilers.limits()).map(drop)
     }
 
     /// The module ready to run: from the cache, or checked and compiled now. Concurrent calls for
     /// the same bytes compile once. When all of them are dropped, the compile is stopped.
-    pub async fn prepare(&self, wasm: Bytes) -> Result<Arc<Prepared>, ModuleError> {
-        self.compilers.prepare(wasm).await
+    pub async fn prepare(
+        &self,
+        wasm: Bytes,
+        preparation: Preparation,
+    ) -> Result<Arc<Prepared>, ModuleError> {
+        self.compilers.prepare(wasm, preparation).await
     }
 
-    /// The module ready to run if the cache has it.
+    /// The module ready to run if the cache has it. Ask each time rather than hold it: better code may
+    /// have come.
     pub fn prepared(&self, hash: &ModuleHash) -> Option<Arc<Prepared>> {
-        self.compilers.cache().get(hash)
+        self.compilers.cached(hash)
     }
 
     /// Runs one fresh guest to its end. Dropping the future stops the guest. Needs a tokio runtime
@@ -187,12 +230,13 @@ impl Sandbox {
         Load {
             running,
             queued,
-            modules_cached: self.compilers.cache().len(),
+            modules_cached: self.compilers.cached_modules(),
         }
     }
 
-    /// Refuses new guests from now on. Those running and queued go on.
+    /// Refuses new guests from now on, and gives up compiles that nobody waits for. Those running and queued go on.
     pub fn shut_down(&self) {
+        self.compilers.shut_down();
         self.executor.shut_down();
     }
 }
@@ -215,7 +259,7 @@ pub fn check(wasm: &[u8], settings: &Settings) -> Result<(), ModuleError> {
         wasm_bytes_max: settings.wasm_bytes_max,
         table_elements_max: settings.table_elements_max,
     };
-    check::check(wasm, limits)
+    check::check(wasm, limits).map(drop)
 }
 
 /// How busy the sandbox is.

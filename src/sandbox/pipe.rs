@@ -71,7 +71,7 @@ impl PipeWriter {
             if state.closed {
                 return Err(PipeError::Closed);
             }
-            let room = self.shared.bytes_max - state.buffer.len();
+            let room = self.shared.bytes_max.saturating_sub(state.buffer.len());
             if room == 0 {
                 state = self.shared.wait_for_room(state, deadline)?;
                 continue;
@@ -84,6 +84,19 @@ impl PipeWriter {
             }
         }
         Ok(())
+    }
+
+    /// Puts bytes in without waiting, whatever the pipe may hold: for output that is all there and
+    /// bounded already. Where the reader is gone they are dropped.
+    pub(super) fn write_now(&mut self, bytes: &[u8]) {
+        let mut state = self.shared.lock();
+        if state.closed || bytes.is_empty() {
+            return;
+        }
+        state.buffer.extend_from_slice(bytes);
+        if let Some(reader) = state.reader.take() {
+            reader.wake();
+        }
     }
 
     pub(super) fn closer(&self) -> PipeCloser {
@@ -170,7 +183,7 @@ mod tests {
     use super::{PipeError, pipe};
 
     fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(20)
+        Instant::now() + Duration::from_secs(300)
     }
 
     #[tokio::test]
@@ -240,6 +253,22 @@ mod tests {
         drop(writer);
         assert_eq!(reader.read().await.as_deref(), Some(&b"kept"[..]));
         assert_eq!(reader.read().await, None);
+    }
+
+    #[tokio::test]
+    async fn output_that_is_all_there_does_not_wait_for_room() {
+        let (mut writer, mut reader) = pipe(2);
+        writer.write_now(b"more than two");
+        let deadline = Instant::now() + Duration::from_millis(1);
+        assert_eq!(writer.write(b"x", deadline), Err(PipeError::DeadlinePassed));
+        drop(writer);
+        assert_eq!(reader.read().await.as_deref(), Some(&b"more than two"[..]));
+        assert_eq!(reader.read().await, None);
+
+        let (mut writer, reader) = pipe(2);
+        drop(reader);
+        writer.write_now(b"nobody reads this");
+        assert_eq!(writer.write(b"x", soon()), Err(PipeError::Closed));
     }
 
     #[test]

@@ -3,14 +3,22 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::artifacts::ArtifactKey;
+
 /// Settings of the whole sandbox.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Largest module accepted, in bytes of WebAssembly binary.
     pub wasm_bytes_max: u64,
-    /// Guests that run at the same time, each on a thread of its own.
+    /// Guests that run at the same time, each on a thread of its own. (Short ones run on the threads
+    /// that ask for them, and do not count.)
     pub guests_max: usize,
-    /// Guests that may wait for a thread; one more is refused.
+    /// Of these, guests that count for the same [`super::ShareKey`].
+    pub guests_per_share_max: usize,
+    /// Instances kept ready between two guests, of all modules together.
+    pub warm_max: usize,
+    /// Guests that may wait for a thread; when there are more, the newest of the share with the most
+    /// is refused.
     pub queue_max: usize,
     /// Longest time a guest waits for a thread before it is refused.
     pub queue_timeout: Duration,
@@ -22,6 +30,19 @@ pub struct Settings {
     /// it. A module that would need all of it alone is refused.
     pub cache_bytes_max: u64,
     pub compile: CompileSettings,
+    /// Where compiled modules are kept on disk; `None` keeps none.
+    pub artifacts: Option<ArtifactSettings>,
+}
+
+/// Compiled modules on disk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ArtifactSettings {
+    /// A folder of its own; made if it is missing. Several gateways may share it.
+    pub directory: PathBuf,
+    /// What the files may take together, in bytes.
+    pub bytes_max: u64,
+    /// The key that authenticates them; without one, the folder has its own.
+    pub key: Option<ArtifactKey>,
 }
 
 /// Bounds of the child process that compiles untrusted bytes.
@@ -29,10 +50,16 @@ pub struct Settings {
 pub struct CompileSettings {
     /// The program started as `PROGRAM compile-worker`: this executable, by its absolute path.
     pub worker: PathBuf,
-    /// Compiles at the same time.
+    /// Compiles at the same time. If more than one, one of them is kept for Singlepass.
     pub workers_max: usize,
+    /// Workers kept ready for the next compiles.
+    pub workers_spare: usize,
     /// Compiles that may wait; one more is refused with [`super::ModuleError::Busy`].
     pub queue_max: usize,
+    /// Longest time a compile waits for a worker before it is refused.
+    pub queue_timeout: Duration,
+    /// Whether Singlepass compiles what is wanted soon, where it is safe.
+    pub singlepass: bool,
     /// Wall-clock time of one compile.
     pub timeout: Duration,
     /// Address space of the child, in bytes; a compile of one MiB takes some hundred MiB.
@@ -50,6 +77,17 @@ pub struct GuestLimits {
     pub stdout_bytes_max: u64,
     /// Standard error kept; what is written beyond it is dropped.
     pub stderr_bytes_max: u64,
+}
+
+impl Settings {
+    /// The same for one command that ends soon: nothing is kept ready, and nothing is left on the disk
+    /// of whoever runs it.
+    #[must_use]
+    pub fn for_one_command(mut self) -> Settings {
+        self.compile.workers_spare = 0;
+        self.artifacts = None;
+        self
+    }
 }
 
 impl GuestLimits {

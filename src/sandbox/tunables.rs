@@ -5,7 +5,6 @@
 use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
 
 use wasmer::sys::vm::VMConfig;
 use wasmer::sys::{BaseTunables, Tunables};
@@ -15,7 +14,7 @@ use wasmer_vm::{
     VMGlobal, VMGlobalDefinition, VMMemory, VMMemoryDefinition, VMTable, VMTableDefinition,
 };
 
-use super::memory::{MemoryPool, MemoryRecord, PAGE_BYTES, PAGES_MAX};
+use super::memory::{Data, GuestMemory, MemoryPool};
 
 /// Tunables of one module's engine.
 pub(super) struct SandboxTunables {
@@ -25,15 +24,16 @@ pub(super) struct SandboxTunables {
     vm: VMConfig,
 }
 
-/// What instantiation made for one guest.
+/// What instantiation made.
 #[derive(Debug, Default)]
 pub(super) struct Made {
     pages_max: u32,
-    pub memory: Option<Arc<MemoryRecord>>,
+    data: Data,
+    pub memory: Option<Arc<GuestMemory>>,
     /// The memory was larger from the start than the guest may have.
     pub memory_over_limit: bool,
-    /// The hidden global of [`super::instrument`], in the instance.
-    pub stop: Option<NonNull<AtomicI64>>,
+    /// All globals, in order. The last is the hidden one of [`super::instrument`] that stops the guest.
+    pub globals: Vec<(NonNull<VMGlobalDefinition>, GlobalType)>,
 }
 
 thread_local! {
@@ -41,12 +41,12 @@ thread_local! {
     static MAKING: RefCell<Option<Made>> = const { RefCell::new(None) };
 }
 
-/// Runs `instantiate`, with memory limited to `memory_bytes_max`, and tells what it made.
-pub(super) fn making<R>(memory_bytes_max: u64, instantiate: impl FnOnce() -> R) -> (R, Made) {
-    let pages_max = u32::try_from(memory_bytes_max / PAGE_BYTES as u64)
-        .map_or(PAGES_MAX, |pages| pages.min(PAGES_MAX));
+/// Runs `instantiate`, with memory limited to `pages_max` and data segments as `data` says, and
+/// tells what it made.
+pub(super) fn making<R>(pages_max: u32, data: Data, instantiate: impl FnOnce() -> R) -> (R, Made) {
     MAKING.set(Some(Made {
         pages_max,
+        data,
         ..Made::default()
     }));
     let result = instantiate();
@@ -102,15 +102,15 @@ impl Tunables for SandboxTunables {
                     "the memory is over the guest's limit".into(),
                 ));
             }
-            let record = Arc::<MemoryRecord>::default();
-            making.memory = Some(Arc::clone(&record));
             // SAFETY: Wasmer vouches for the definition, which is in the instance: it is valid now, and
             // whenever Wasmer calls the memory. A memory whose instantiation failed may outlive it,
             // but is only dropped, which does not touch the definition.
-            unsafe {
+            let (memory, guest) = unsafe {
                 self.memories
-                    .memory(*ty, making.pages_max, definition, record)
-            }
+                    .memory(*ty, making.pages_max, &making.data, definition)?
+            };
+            making.memory = Some(guest);
+            Ok(memory)
         })
     }
 
@@ -141,10 +141,9 @@ impl Tunables for SandboxTunables {
         ty: GlobalType,
         definition: NonNull<VMGlobalDefinition>,
     ) -> Result<VMGlobal, String> {
-        // Globals are made in order, so the last one stays.
         MAKING.with_borrow_mut(|making| {
             if let Some(making) = making.as_mut() {
-                making.stop = Some(definition.cast());
+                making.globals.push((definition, ty));
             }
         });
         // SAFETY: passed on from the caller.

@@ -1,54 +1,107 @@
-//! The compile worker: a child process that compiles one hostile module and ends.
+//! The compile worker: a child process that compiles one hostile module, or translates one hostile
+//! text to binary, and ends.
 //!
-//! The parent writes one job to its standard input: a head of fixed size (trusted), then the
-//! module. The worker bounds itself by the head before it reads the module, and writes one answer
-//! to standard output: a tag, a length, and that many bytes.
+//! It is started before there is anything to compile. The parent first writes the limits; the worker
+//! bounds itself by them, warms up, gives up every right it does not need ([`contain`]), says hello
+//! and waits. Then come the job and its input, and one answer goes back. No input is read before the
+//! worker is contained, and no worker sees two.
 
-#![expect(unsafe_code, reason = "sets limits of its own process")]
+mod contain;
 
-use std::fs;
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::panic;
+use std::os::fd::AsFd;
+use std::panic::{self, AssertUnwindSafe};
 
-use super::{ModuleError, engine};
+use super::engine::Compiler;
+use super::{ModuleError, engine, text};
 
 /// The hidden command that runs [`compile_worker`].
 pub(super) const COMMAND: &str = "compile-worker";
 
 /// Tells our protocol from whatever else might be on the other end, with its version.
-const MAGIC: [u8; 8] = *b"wwcomp01";
-const JOB_HEAD_BYTES: usize = 32;
-/// Tag and length.
-pub(super) const ANSWER_HEAD_BYTES: usize = 9;
+const MAGIC: [u8; 8] = *b"wwcomp03";
+const LIMITS_BYTES: usize = 24;
+/// Task and length of the input.
+const JOB_HEAD_BYTES: usize = 9;
+const HELLO_BYTES: usize = 4;
+/// All that comes before the payload: hello, tag and length.
+pub(super) const ANSWER_HEAD_BYTES: usize = HELLO_BYTES + 9;
+
+/// What a worker may use, sent when it starts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Address space.
+    pub memory_bytes_max: u64,
+    /// CPU time, warming up included.
+    pub cpu_seconds_max: u64,
+}
+
+impl Limits {
+    pub(super) fn encode(self) -> [u8; LIMITS_BYTES] {
+        let mut bytes = [0; LIMITS_BYTES];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..16].copy_from_slice(&self.memory_bytes_max.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.cpu_seconds_max.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: [u8; LIMITS_BYTES]) -> Option<Limits> {
+        (bytes[..8] == MAGIC).then(|| Limits {
+            memory_bytes_max: number(&bytes, 8),
+            cpu_seconds_max: number(&bytes, 16),
+        })
+    }
+}
 
 /// What the parent asks for.
 pub(super) struct Job<'a> {
-    /// Address space of the worker.
-    pub memory_bytes_max: u64,
-    pub cpu_seconds_max: u64,
-    /// Checked before.
-    pub wasm: &'a [u8],
+    pub task: Task,
+    pub input: &'a [u8],
 }
 
-/// What the worker says.
-pub(super) enum Answer {
-    Artifact(Vec<u8>),
-    Refused(ModuleError),
+/// What is to be done with the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Make machine code of a module that was checked before.
+    Compile(Compiler),
+    /// Make binary of text, which nobody looked at before.
+    Translate,
 }
 
 impl Job<'_> {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(JOB_HEAD_BYTES + self.wasm.len());
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&self.memory_bytes_max.to_le_bytes());
-        bytes.extend_from_slice(&self.cpu_seconds_max.to_le_bytes());
-        bytes.extend_from_slice(&(self.wasm.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(self.wasm);
+        let mut bytes = Vec::with_capacity(JOB_HEAD_BYTES + self.input.len());
+        bytes.push(match self.task {
+            Task::Compile(Compiler::Singlepass) => SINGLEPASS,
+            Task::Compile(Compiler::Cranelift) => CRANELIFT,
+            Task::Translate => TRANSLATE,
+        });
+        bytes.extend_from_slice(&(self.input.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(self.input);
         bytes
     }
 }
 
-const ARTIFACT: u8 = 0;
+const SINGLEPASS: u8 = 0;
+const CRANELIFT: u8 = 1;
+const TRANSLATE: u8 = 2;
+
+/// All that a worker wrote.
+pub(super) struct Reply {
+    /// Why there is no filter on its system calls, as an error number; zero if there is one.
+    pub unfiltered: i32,
+    pub answer: Answer,
+}
+
+/// What the worker says.
+pub(super) enum Answer {
+    /// The machine code, or the binary.
+    Made(Vec<u8>),
+    Refused(ModuleError),
+}
+
+const MADE: u8 = 0;
 const INVALID: u8 = 1;
 const OVER_LIMIT: u8 = 2;
 const COMPILE_LIMIT: u8 = 3;
@@ -56,16 +109,9 @@ const BUSY: u8 = 4;
 const INTERNAL: u8 = 5;
 
 impl Answer {
-    /// The head, which goes before the payload.
-    fn head(tag: u8, payload: &[u8]) -> [u8; ANSWER_HEAD_BYTES] {
-        let mut head = [tag; ANSWER_HEAD_BYTES];
-        head[1..].copy_from_slice(&(payload.len() as u64).to_le_bytes());
-        head
-    }
-
     fn parts(&self) -> (u8, &[u8]) {
         match self {
-            Answer::Artifact(artifact) => (ARTIFACT, artifact),
+            Answer::Made(made) => (MADE, made),
             Answer::Refused(ModuleError::Invalid(text)) => (INVALID, text.as_bytes()),
             Answer::Refused(ModuleError::OverLimit(text)) => (OVER_LIMIT, text.as_bytes()),
             Answer::Refused(ModuleError::CompileLimit(text)) => (COMPILE_LIMIT, text.as_bytes()),
@@ -74,174 +120,172 @@ impl Answer {
         }
     }
 
-    /// The answer in all that the worker wrote; `None` if it is not whole.
-    pub(super) fn decode(mut bytes: Vec<u8>) -> Option<Answer> {
+    fn write(&self, mut to: impl Write) -> io::Result<()> {
+        let (tag, payload) = self.parts();
+        let mut head = [tag; ANSWER_HEAD_BYTES - HELLO_BYTES];
+        head[1..].copy_from_slice(&(payload.len() as u64).to_le_bytes());
+        to.write_all(&head)?;
+        to.write_all(payload)?;
+        to.flush()
+    }
+}
+
+impl Reply {
+    /// The reply in all that the worker wrote; `None` if it is not whole.
+    pub(super) fn decode(mut bytes: Vec<u8>) -> Option<Reply> {
         let (head, payload) = bytes.split_first_chunk::<ANSWER_HEAD_BYTES>()?;
-        let [tag, length @ ..] = *head;
-        if payload.len() as u64 != u64::from_le_bytes(length) {
+        let (hello, [tag, length @ ..]) = head.split_first_chunk::<HELLO_BYTES>()? else {
+            return None;
+        };
+        let unfiltered = i32::from_le_bytes(*hello);
+        if payload.len() as u64 != u64::from_le_bytes(length.try_into().ok()?) {
             return None;
         }
         let text = || String::from_utf8_lossy(payload).into_owned();
-        Some(Answer::Refused(match tag {
-            ARTIFACT => {
+        let answer = match *tag {
+            MADE => {
                 bytes.drain(..ANSWER_HEAD_BYTES);
-                return Some(Answer::Artifact(bytes));
+                Answer::Made(bytes)
             }
-            INVALID => ModuleError::Invalid(text()),
-            OVER_LIMIT => ModuleError::OverLimit(text()),
-            COMPILE_LIMIT => ModuleError::CompileLimit(text()),
-            BUSY => ModuleError::Busy,
-            INTERNAL => ModuleError::Internal(text()),
+            INVALID => Answer::Refused(ModuleError::Invalid(text())),
+            OVER_LIMIT => Answer::Refused(ModuleError::OverLimit(text())),
+            COMPILE_LIMIT => Answer::Refused(ModuleError::CompileLimit(text())),
+            BUSY => Answer::Refused(ModuleError::Busy),
+            INTERNAL => Answer::Refused(ModuleError::Internal(text())),
             _ => return None,
-        }))
+        };
+        Some(Reply { unfiltered, answer })
     }
 }
 
-/// Entry point of the hidden `compile-worker` command: reads one job on standard input, writes the
-/// artifact or an error on standard output. Returns the process's exit code.
+fn number(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(number)
+}
+
+/// Entry point of the hidden `compile-worker` command: reads limits and one job on standard input,
+/// writes what it made or an error on standard output. Returns the process's exit code.
 pub fn compile_worker() -> i32 {
-    let answer = job().unwrap_or_else(|error| {
-        Answer::Refused(match error.kind() {
-            io::ErrorKind::OutOfMemory => ModuleError::CompileLimit(
-                "the module needs too much memory to compile; make it smaller".into(),
-            ),
-            _ => ModuleError::Internal(format!("the compile worker: {error}")),
-        })
-    });
-    let (tag, payload) = answer.parts();
-    let mut stdout = io::stdout().lock();
-    let written = stdout
-        .write_all(&Answer::head(tag, payload))
-        .and_then(|()| stdout.write_all(payload))
-        .and_then(|()| stdout.flush());
-    i32::from(written.is_err())
+    // Whoever reads the other end knows what an end without an answer means.
+    i32::from(work().is_err())
 }
 
-fn job() -> io::Result<Answer> {
-    contain()?;
-    let mut stdin = io::stdin().lock();
-    let mut head = [0; JOB_HEAD_BYTES];
-    stdin.read_exact(&mut head)?;
-    if head[..8] != MAGIC {
-        return Err(io::Error::other(
-            "this command is for the gateway's own use",
-        ));
-    }
-    let number = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&head[at..at + 8]);
-        u64::from_le_bytes(bytes)
-    };
-    limit(libc::RLIMIT_AS, number(8))?;
-    limit(libc::RLIMIT_CPU, number(16))?;
-    let mut wasm = Vec::new();
-    stdin.take(number(24)).read_to_end(&mut wasm)?;
-    if wasm.len() as u64 != number(24) {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
+fn work() -> io::Result<()> {
+    contain::begin()?;
+    let mut input = io::stdin().lock();
+    // Not through the line buffer of standard output: an artifact has no lines.
+    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let mut limits = [0; LIMITS_BYTES];
+    input.read_exact(&mut limits)?;
+    let limits = Limits::decode(limits)
+        .ok_or_else(|| io::Error::other("this command is for the gateway's own use"))?;
+    contain::bound(limits)?;
     // The compiler may panic on what nobody thought of: that is the module's fault, and the text
     // of the panic means nothing to a client.
     panic::set_hook(Box::new(|_| {}));
-    let compiled = panic::catch_unwind(|| engine::compile(&wasm));
-    Ok(match compiled {
-        Ok(Ok(artifact)) => Answer::Artifact(artifact),
+    warm_up();
+    // Made now, because they look at the machine in ways that the filter forbids.
+    let singlepass = engine::compiling_engine(Compiler::Singlepass);
+    let cranelift = engine::compiling_engine(Compiler::Cranelift);
+    let unfiltered = contain::filter();
+    output.write_all(&unfiltered.to_le_bytes())?;
+
+    let answer = job(&mut input).map(|(task, input)| match task {
+        Task::Compile(Compiler::Singlepass) => compiled(&singlepass, &input),
+        Task::Compile(Compiler::Cranelift) => compiled(&cranelift, &input),
+        Task::Translate => translated(input),
+    });
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+            Answer::Refused(ModuleError::CompileLimit(
+                "the module needs too much memory to compile; make it smaller".into(),
+            ))
+        }
+        Err(error) => return Err(error),
+    };
+    answer.write(output)
+}
+
+/// Translates a small module and compiles it with both compilers, so that the code for it is in
+/// memory and linked when the job comes.
+fn warm_up() {
+    let Ok(wasm) = wat::parse_str(WARM_UP) else {
+        return;
+    };
+    for compiler in [Compiler::Singlepass, Compiler::Cranelift] {
+        // What fails here will fail for the job, and is told there.
+        let _ = panic::catch_unwind(|| engine::compile(compiler, &wasm));
+    }
+}
+
+/// Something of everything that programs are made of.
+const WARM_UP: &str = r#"(module
+  (memory (export "memory") 1)
+  (table 2 funcref) (elem (i32.const 0) $integers $floats)
+  (global $sp (mut i32) (i32.const 1024))
+  (type $unary (func (param i32) (result i32)))
+  (func $integers (param i32) (result i32) (local i64)
+    (local.set 1 (i64.extend_i32_u (local.get 0)))
+    (block (loop
+      (br_if 1 (i32.eqz (local.get 0)))
+      (i64.store (local.get 0) (i64.mul (local.get 1) (i64.load offset=8 (local.get 0))))
+      (local.set 0 (i32.sub (i32.div_u (local.get 0) (i32.const 3)) (i32.const 1)))
+      (br 0)))
+    (if (i64.lt_s (local.get 1) (i64.const 9))
+      (then (global.set $sp (i32.add (global.get $sp) (i32.const 16))))
+      (else (i32.store8 (i32.const 3) (i32.shl (local.get 0) (i32.const 2)))))
+    (block (block (block (br_table 0 1 2 (local.get 0))) (drop (memory.grow (i32.const 1)))))
+    (select (local.get 0) (i32.load8_s (global.get $sp)) (i32.wrap_i64 (local.get 1))))
+  (func $floats (param i32) (result i32) (local f64)
+    (local.set 1 (f64.add (f64.convert_i32_s (local.get 0)) (f64.load (local.get 0))))
+    (memory.copy (i32.const 0) (i32.const 64) (local.get 0))
+    (i32.trunc_sat_f64_s (f64.sqrt (local.get 1))))
+  (func (export "_start")
+    (drop (call $integers (i32.const 7)))
+    (drop (call_indirect (type $unary) (i32.const 5) (i32.const 1)))))"#;
+
+/// Reads the job to its end.
+fn job(input: &mut impl Read) -> io::Result<(Task, Vec<u8>)> {
+    let mut head = [0; JOB_HEAD_BYTES];
+    input.read_exact(&mut head)?;
+    let task = match head[0] {
+        SINGLEPASS => Task::Compile(Compiler::Singlepass),
+        CRANELIFT => Task::Compile(Compiler::Cranelift),
+        TRANSLATE => Task::Translate,
+        _ => return Err(io::ErrorKind::InvalidData.into()),
+    };
+    let length = number(&head, 1);
+    let mut bytes = Vec::new();
+    input.take(length).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok((task, bytes))
+}
+
+fn compiled(engine: &wasmer::Engine, wasm: &[u8]) -> Answer {
+    // The engine is not used again.
+    let compiled = panic::catch_unwind(AssertUnwindSafe(|| engine::compile_with(engine, wasm)));
+    match compiled {
+        Ok(Ok(artifact)) => Answer::Made(artifact),
         Ok(Err(error)) => Answer::Refused(error),
         Err(_) => Answer::Refused(ModuleError::CompileLimit(
             "the compiler can't handle this module; simplify it, or build it with another \
              optimisation level"
                 .into(),
         )),
-    })
-}
-
-/// What the worker gives up before it knows its job: new privileges, files, core dumps, life after
-/// its parent.
-fn contain() -> io::Result<()> {
-    // The first to go when memory runs out. Best effort: not every system lets us.
-    let _ = fs::write("/proc/self/oom_score_adj", "1000");
-    // SAFETY: these calls change attributes of this process and take no pointers. Nothing in this
-    // process owns the descriptors closed here: it has opened none.
-    unsafe {
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
-        check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
-        // Linux before 5.9 lacks it; the parent's descriptors are close-on-exec anyway.
-        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
-    }
-    limit(libc::RLIMIT_CORE, 0)?;
-    // No file can be written. (A limit on processes would count all of the user's.)
-    limit(libc::RLIMIT_FSIZE, 0)
-}
-
-fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
-    let mut current = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the structure outlives both calls.
-    unsafe {
-        check(libc::getrlimit(resource, &mut current))?;
-        let most = most.min(current.rlim_max);
-        check(libc::setrlimit(
-            resource,
-            &libc::rlimit {
-                rlim_cur: most,
-                rlim_max: most,
-            },
-        ))
     }
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+fn translated(text: Vec<u8>) -> Answer {
+    match panic::catch_unwind(|| text::to_binary(text.into())) {
+        Ok(Ok(binary)) => Answer::Made(binary.into()),
+        Ok(Err(error)) => Answer::Refused(error),
+        Err(_) => Answer::Refused(ModuleError::CompileLimit(text::TOO_HARD.into())),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::ModuleError;
-    use super::{ANSWER_HEAD_BYTES, Answer};
-
-    fn encoded(answer: &Answer) -> Vec<u8> {
-        let (tag, payload) = answer.parts();
-        [&Answer::head(tag, payload)[..], payload].concat()
-    }
-
-    #[test]
-    fn answers_survive_the_pipe() {
-        let artifact = encoded(&Answer::Artifact(vec![1, 2, 3]));
-        assert!(
-            matches!(Answer::decode(artifact), Some(Answer::Artifact(bytes)) if bytes == [1, 2, 3])
-        );
-        let text = || "why".to_owned();
-        for error in [
-            ModuleError::Invalid(text()),
-            ModuleError::OverLimit(text()),
-            ModuleError::CompileLimit(text()),
-            ModuleError::Busy,
-            ModuleError::Internal(text()),
-        ] {
-            let decoded = Answer::decode(encoded(&Answer::Refused(error.clone())));
-            let Some(Answer::Refused(again)) = decoded else {
-                panic!("{error:?}")
-            };
-            assert_eq!(format!("{again:?}"), format!("{error:?}"));
-        }
-    }
-
-    #[test]
-    fn a_cut_or_lengthened_or_unknown_answer_is_none() {
-        let whole = encoded(&Answer::Artifact(vec![7; 20]));
-        for length in 0..whole.len() {
-            assert!(
-                Answer::decode(whole[..length].to_vec()).is_none(),
-                "{length} bytes"
-            );
-        }
-        assert!(Answer::decode([&whole[..], b"x"].concat()).is_none());
-        assert!(Answer::decode([&[9; ANSWER_HEAD_BYTES][..], &[0; 9]].concat()).is_none());
-    }
-}
+mod tests;

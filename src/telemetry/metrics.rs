@@ -32,12 +32,16 @@ pub struct Metrics {
     authentications: IntCounterVec,
     tls_handshakes: IntCounterVec,
     compiles: IntCounterVec,
-    compile_duration: Histogram,
+    compile_duration: HistogramVec,
+    artifacts: IntCounterVec,
+    pub artifacts_bytes: IntGauge,
     pub connections: IntGauge,
     pub connections_refused: IntCounter,
     pub requests_active: IntGauge,
     pub guests_running: IntGauge,
     pub guests_queued: IntGauge,
+    /// Guests that needed more than a slice of their caller's thread and ran again on one of their own.
+    pub guests_postponed: IntCounter,
     pub modules_cached: IntGauge,
     pub database_up: IntGauge,
     pub upstream_failures: IntCounter,
@@ -134,10 +138,19 @@ impl Metrics {
         self.tls_handshakes.with_label_values(&[result]).inc();
     }
 
-    /// `result` is one of `compiled`, `refused`, `limit`, `failed`.
-    pub fn compile(&self, result: &str, duration: Duration) {
-        self.compiles.with_label_values(&[result]).inc();
-        self.compile_duration.observe(duration.as_secs_f64());
+    /// `result` is one of `compiled`, `refused`, `limit`, `failed`; `compiler` one of `singlepass`,
+    /// `cranelift`, and `none` for what was refused before.
+    pub fn compile(&self, result: &str, compiler: &str, duration: Duration) {
+        self.compiles.with_label_values(&[result, compiler]).inc();
+        self.compile_duration
+            .with_label_values(&[compiler])
+            .observe(duration.as_secs_f64());
+    }
+
+    /// One look into the folder of compiled modules, or one file written. `result` is one of `hit`,
+    /// `miss`, `rejected` (a file that did not verify or load), `written`, `failed`.
+    pub fn artifact(&self, result: &str) {
+        self.artifacts.with_label_values(&[result]).inc();
     }
 
     /// The page, in the Prometheus text format 0.0.4.
@@ -217,13 +230,22 @@ impl Metrics {
             ),
             compiles: r.counter_vec(
                 "compiles_total",
-                "Modules compiled, by result.",
+                "Modules compiled, by result and compiler.",
+                &["result", "compiler"],
+            ),
+            compile_duration: r.histogram_vec(
+                "compile_duration_seconds",
+                "Time to check, compile and load a module, in seconds.",
+                &["compiler"],
+            ),
+            artifacts: r.counter_vec(
+                "artifacts_total",
+                "Compiled modules looked for on disk and written there, by result.",
                 &["result"],
             ),
-            compile_duration: r.histogram(
-                "compile_duration_seconds",
-                "Time to compile a module, in seconds.",
-                LATENCY_BUCKETS.to_vec(),
+            artifacts_bytes: r.gauge(
+                "artifacts_bytes",
+                "Disk space that compiled modules take, in bytes.",
             ),
             connections: r.gauge("connections", "Client connections open now."),
             connections_refused: r.counter(
@@ -233,6 +255,10 @@ impl Metrics {
             requests_active: r.gauge("requests_active", "Requests being answered now."),
             guests_running: r.gauge("guests_running", "Guests running now."),
             guests_queued: r.gauge("guests_queued", "Guests waiting for a thread now."),
+            guests_postponed: r.counter(
+                "guests_postponed_total",
+                "Guests that outlasted their slice of the caller's thread and ran again on one of their own.",
+            ),
             modules_cached: r.gauge("modules_cached", "Compiled modules in memory."),
             database_up: r.gauge(
                 "database_up",

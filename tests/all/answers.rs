@@ -4,6 +4,7 @@ use reqwest::Method;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
+use crate::support::PATIENCE;
 use crate::support::gateway::{Gateway, gateway};
 
 const SECURITY_HEADERS: [&str; 5] = [
@@ -209,8 +210,8 @@ async fn raw(port: u16, bytes: &[u8]) -> String {
         .unwrap();
     socket.write_all(bytes).await.unwrap();
     let mut answer = vec![0; 4096];
-    let read = tokio::time::timeout(std::time::Duration::from_secs(10), socket.read(&mut answer));
-    let n = read.await.expect("an answer within 10 s").unwrap();
+    let read = tokio::time::timeout(PATIENCE, socket.read(&mut answer));
+    let n = read.await.expect("an answer").unwrap();
     String::from_utf8_lossy(&answer[..n]).into_owned()
 }
 
@@ -241,7 +242,7 @@ async fn a_head_that_trickles_in_is_cut_off() {
             }
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), trickle)
+    tokio::time::timeout(PATIENCE, trickle)
         .await
         .expect("it is cut off");
 }
@@ -352,10 +353,7 @@ async fn a_connection_that_stops_within_the_http2_preface_is_closed() {
         .unwrap();
     tls.write_all(b"P").await.unwrap();
     let mut all = Vec::new();
-    let closed = tokio::time::timeout(
-        std::time::Duration::from_secs(10),
-        tls.read_to_end(&mut all),
-    );
+    let closed = tokio::time::timeout(PATIENCE, tls.read_to_end(&mut all));
     // Closed with or without a farewell: what counts is that it does not stay.
     let _ = closed.await.expect("the connection is closed");
 }

@@ -25,7 +25,7 @@ fn example(name: &str) -> PathBuf {
 type Example = (&'static str, usize, &'static [(&'static str, &'static str)]);
 const EXAMPLES: [Example; 4] = [
     ("proxy.yaml", 3, &[]),
-    ("functions.yaml", 3, &[]),
+    ("functions.yaml", 4, &[]),
     ("static-redirects.yaml", 5, &[]),
     (
         "production.yaml",

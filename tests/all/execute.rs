@@ -1,6 +1,6 @@
 //! The execute API through the real gateway: from a TLS socket to a guest and back.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
@@ -83,17 +83,15 @@ async fn a_guest_that_fails_is_422_with_its_output_and_code() {
 #[tokio::test]
 async fn a_guest_without_end_is_stopped_at_its_deadline() {
     let gateway = gateway()
-        .set("tiers.enterprise.execution_timeout", json!("500ms"))
+        .set("tiers.enterprise.execution_timeout", json!("2s"))
         .start();
     let spin = r#"(module (func (export "_start") (loop (br 0))))"#;
-    let began = Instant::now();
     let (status, body) = execute(&gateway, form(spin.as_bytes(), "")).await;
     assert_eq!(
         (status, body["code"].as_str()),
         (422, Some("time_limit_exceeded")),
         "{body}"
     );
-    assert!(began.elapsed() < Duration::from_secs(5));
     let (status, _) = execute(&gateway, form(guest("echo.wasm"), "alive")).await;
     assert_eq!(status, 200);
 }
@@ -302,19 +300,29 @@ async fn a_free_key_has_its_ten_requests_a_minute() {
             .await
             .unwrap()
     };
-    for left in (0..10).rev() {
+    let header = |answer: &reqwest::Response, name: &str| -> u64 {
+        answer.headers()[name].to_str().unwrap().parse().unwrap()
+    };
+    let began = Instant::now();
+    let mut asked = 0;
+    let refused = loop {
         let answer = ask().await;
+        if answer.status() == 429 {
+            break answer;
+        }
+        asked += 1;
+        // One comes back every six seconds.
+        let more = began.elapsed().as_secs() / 6 + 1;
+        assert!(asked < 10 + more, "{asked} in {:?}", began.elapsed());
         assert_eq!(answer.status(), 200);
-        assert_eq!(answer.headers()["x-ratelimit-limit"], "10");
-        assert_eq!(
-            answer.headers()["x-ratelimit-remaining"],
-            left.to_string().as_str()
-        );
+        assert_eq!(header(&answer, "x-ratelimit-limit"), 10);
+        let left = 10_u64.saturating_sub(asked);
+        let remaining = header(&answer, "x-ratelimit-remaining");
+        assert!((left..left + more).contains(&remaining), "{remaining}");
         assert!(answer.headers().contains_key("x-ratelimit-reset"));
         assert!(answer.headers().contains_key("ratelimit"));
-    }
-    let refused = ask().await;
-    assert_eq!(refused.status(), 429);
+    };
+    assert!(asked >= 10, "{asked}");
     let wait: u64 = refused.headers()["retry-after"]
         .to_str()
         .unwrap()
@@ -343,6 +351,7 @@ async fn more_keys_are_not_more_requests() {
             .to_owned()
     };
     let mut allowed = 0;
+    let began = Instant::now();
     for _ in 0..5 {
         let key = make().await;
         for _ in 0..4 {
@@ -350,11 +359,11 @@ async fn more_keys_are_not_more_requests() {
                 .get(gateway.url("/api/wasm/modules"))
                 .bearer_auth(&key)
                 .send();
-            allowed += u32::from(answer.await.unwrap().status() == 200);
+            allowed += u64::from(answer.await.unwrap().status() == 200);
         }
     }
     assert!(
-        (10..=11).contains(&allowed),
+        (10..=11 + began.elapsed().as_secs() / 6).contains(&allowed),
         "{allowed} of 20 were let through"
     );
 }
@@ -386,24 +395,18 @@ async fn a_key_that_ends_makes_none_that_stays() {
 
 #[tokio::test]
 async fn a_client_that_leaves_stops_its_guest() {
-    let gateway = gateway().start();
+    let gateway = gateway()
+        .set("tiers.enterprise.execution_timeout", json!("1h"))
+        .start();
     let spin = r#"(module (func (export "_start") (loop (br 0))))"#;
     let request = gateway
-        .client_builder()
-        .timeout(Duration::from_millis(700))
-        .build()
-        .unwrap();
-    let request = request
+        .client()
         .post(gateway.url("/api/wasm/execute"))
-        .bearer_auth(gateway.admin_key());
-    assert!(
-        request
-            .multipart(form(spin.as_bytes(), ""))
-            .send()
-            .await
-            .unwrap_err()
-            .is_timeout()
-    );
-    // Long before its minute is over.
+        .bearer_auth(gateway.admin_key())
+        .multipart(form(spin.as_bytes(), ""));
+    let request = tokio::spawn(request.send());
+    gateway.guests_running(1).await;
+    request.abort();
+    // Long before its hour is over.
     gateway.guests_running(0).await;
 }

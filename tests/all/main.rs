@@ -7,8 +7,11 @@
 
 mod answers;
 mod api;
+mod artifacts;
+mod bodies;
 mod config;
 mod execute;
+mod files;
 mod guests;
 mod health;
 mod routes;

@@ -270,7 +270,7 @@ fn writer(text: &str, then: &str) -> String {
 #[tokio::test]
 async fn wagi_answers_are_streamed_and_failures_are_told() {
     let dir = tempfile::tempdir().unwrap();
-    let mut builder = gateway().set("sandbox.execution_timeout", json!("1s"));
+    let mut builder = gateway().set("sandbox.execution_timeout", json!("3s"));
     let first = "Content-Type: text/plain\n\nfirst";
     builder = wagi(builder, "slow", &writer(first, "(loop (br 0))"), &dir);
     builder = wagi(
@@ -330,7 +330,7 @@ async fn wagi_answers_are_streamed_and_failures_are_told() {
 #[tokio::test]
 async fn a_client_that_leaves_in_the_middle_of_a_streamed_answer_stops_its_guest() {
     let dir = tempfile::tempdir().unwrap();
-    let mut builder = gateway().set("sandbox.execution_timeout", json!("60s"));
+    let mut builder = gateway().set("sandbox.execution_timeout", json!("1h"));
     let first = "Content-Type: text/plain\n\nfirst";
     builder = wagi(builder, "endless", &writer(first, "(loop (br 0))"), &dir);
     let gateway = builder.start_plain();

@@ -5,7 +5,11 @@
 
 mod attacks;
 mod callers;
+mod compiling;
 mod guests;
+mod limits;
+mod official;
+mod text;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -14,26 +18,35 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use wasm_wizard::sandbox::{
-    Call, CompileSettings, End, GuestLimits, ModuleError, Outcome, Prepared, Sandbox, Settings,
-    Stdout,
+    Call, CompileSettings, End, GuestLimits, ModuleError, Outcome, Preparation, Prepared, Sandbox,
+    Settings, ShareKey, Stdout,
 };
+
+/// Longer than anything takes that ends at all, also on a slow machine that is busy with others.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 fn settings() -> Settings {
     Settings {
         wasm_bytes_max: 10 << 20,
         guests_max: 128,
+        guests_per_share_max: 128,
+        warm_max: 128,
         queue_max: 256,
-        queue_timeout: Duration::from_secs(60),
+        queue_timeout: PATIENCE,
         stack_bytes: 1 << 20,
         table_elements_max: 20_000,
         cache_bytes_max: 512 << 20,
         compile: CompileSettings {
             worker: PathBuf::from(env!("CARGO_BIN_EXE_wasm-wizard")),
             workers_max: 2,
+            workers_spare: 1,
             queue_max: 64,
-            timeout: Duration::from_secs(60),
+            queue_timeout: PATIENCE,
+            singlepass: true,
+            timeout: PATIENCE,
             memory_bytes_max: 2 << 30,
         },
+        artifacts: None,
     }
 }
 
@@ -49,14 +62,16 @@ fn call() -> Call {
     Call {
         args: vec!["guest".into()],
         env: Vec::new(),
-        stdin: Bytes::new(),
+        stdin: Bytes::new().into(),
+        files: None,
         stdout: Stdout::Collect,
         limits: GuestLimits {
-            deadline: Duration::from_secs(60),
+            deadline: PATIENCE,
             memory_bytes_max: 128 << 20,
             stdout_bytes_max: 1 << 20,
             stderr_bytes_max: 64 << 10,
         },
+        share: ShareKey::default(),
     }
 }
 
@@ -72,14 +87,14 @@ fn wasm(text: &str) -> Bytes {
 
 async fn prepare(text: &str) -> Arc<Prepared> {
     sandbox()
-        .prepare(wasm(text))
+        .prepare(wasm(text), Preparation::Optimised)
         .await
         .unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
 async fn refused(wasm: Bytes) -> ModuleError {
     sandbox()
-        .prepare(wasm)
+        .prepare(wasm, Preparation::Optimised)
         .await
         .expect_err("a module that is refused")
 }
@@ -107,16 +122,16 @@ fn command(body: &str) -> String {
 
 /// Polls a condition with a deadline.
 async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
-/// Fails when the future takes longer than an attack may.
-async fn within<T>(seconds: u64, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(seconds), future)
+/// Fails when the future never ends.
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future)
         .await
         .expect("an end in time")
 }

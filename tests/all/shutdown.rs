@@ -1,7 +1,5 @@
 //! SIGTERM: no new requests, the running ones end, the rest is written out, exit 0.
 
-use std::time::{Duration, Instant};
-
 use serde_json::json;
 
 use crate::support::gateway::gateway;
@@ -29,8 +27,11 @@ fn sleeper(ms: u64) -> String {
 async fn a_running_request_is_answered_and_the_process_exits_0() {
     let dir = tempfile::tempdir().unwrap();
     let guest = dir.path().join("sleep.wat");
-    std::fs::write(&guest, sleeper(1500)).unwrap();
+    // Long enough to be seen running, and to be told to stop, on a busy machine.
+    std::fs::write(&guest, sleeper(5_000)).unwrap();
     let mut gateway = gateway()
+        .set("server.shutdown_grace", json!("10m"))
+        .set("sandbox.execution_timeout", json!("60s"))
         .route(
             json!({ "name": "sleep", "match": { "path": "/sleep" }, "auth": "none",
             "execute": { "file": guest, "abi": "command" } }),
@@ -39,7 +40,6 @@ async fn a_running_request_is_answered_and_the_process_exits_0() {
     let client = gateway.client();
     let running = tokio::spawn(client.get(gateway.url("/sleep")).send());
     gateway.guests_running(1).await;
-    let began = Instant::now();
     gateway.terminate();
     let answer = running
         .await
@@ -47,16 +47,8 @@ async fn a_running_request_is_answered_and_the_process_exits_0() {
         .expect("the running request is answered");
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.text().await.unwrap(), "done");
-    assert_eq!(
-        gateway.wait(Duration::from_secs(10)).code(),
-        Some(0),
-        "{}",
-        gateway.stderr()
-    );
-    assert!(
-        began.elapsed() < Duration::from_secs(8),
-        "it waits for requests, not for a fixed time"
-    );
+    // It waits for requests, and not for the ten minutes it may.
+    assert_eq!(gateway.wait().code(), Some(0), "{}", gateway.stderr());
     let refused = tokio::net::TcpStream::connect(("127.0.0.1", gateway.https)).await;
     assert!(refused.is_err());
 }
@@ -65,10 +57,10 @@ async fn a_running_request_is_answered_and_the_process_exits_0() {
 async fn the_wait_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let guest = dir.path().join("sleep.wat");
-    std::fs::write(&guest, sleeper(60_000)).unwrap();
+    std::fs::write(&guest, sleeper(3_600_000)).unwrap();
     let mut gateway = gateway()
         .set("server.shutdown_grace", json!("1s"))
-        .set("sandbox.execution_timeout", json!("30s"))
+        .set("sandbox.execution_timeout", json!("1h"))
         .route(
             json!({ "name": "sleep", "match": { "path": "/sleep" }, "auth": "none",
             "execute": { "file": guest, "abi": "command" } }),
@@ -78,7 +70,7 @@ async fn the_wait_is_bounded() {
     let _running = tokio::spawn(client.get(gateway.url("/sleep")).send());
     gateway.guests_running(1).await;
     gateway.terminate();
-    assert_eq!(gateway.wait(Duration::from_secs(8)).code(), Some(0));
+    assert_eq!(gateway.wait().code(), Some(0));
 }
 
 #[tokio::test]
@@ -111,7 +103,7 @@ async fn what_was_counted_is_written_before_the_end() {
         assert_eq!(answer.status(), 200);
     }
     first.terminate();
-    assert!(first.wait(Duration::from_secs(10)).success());
+    assert!(first.wait().success());
     let second = gateway().in_dir_of(&first).start();
     let url = second.url(&format!("/api/wasm/modules/{id}"));
     let module: serde_json::Value = second

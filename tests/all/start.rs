@@ -1,7 +1,6 @@
 //! Starting on the defaults, starting again, and refusing to start.
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
 use crate::support::gateway::{gateway, run, workdir};
 
@@ -33,7 +32,7 @@ async fn the_first_start_makes_everything_and_the_second_makes_nothing() {
     };
     assert_eq!(list(key.clone()).await, 200);
     first.terminate();
-    assert!(first.wait(Duration::from_secs(20)).success());
+    assert!(first.wait().success());
 
     let second = gateway().in_dir_of(&first).start();
     assert!(!second.stdout().contains("ww_"), "{}", second.stdout());

@@ -152,7 +152,7 @@ async fn module(store: &Store, owner_id: Uuid, name: &str, byte: u8) -> Module {
 
 /// Polls until a condition holds.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + crate::support::PATIENCE;
     while !holds().await {
         assert!(Instant::now() < deadline, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;

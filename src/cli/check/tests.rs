@@ -274,6 +274,38 @@ fn modules_are_opened_and_checked_once_each() {
 }
 
 #[test]
+fn files_are_read() {
+    let site = Site::new();
+    let module = site.write("a.wasm", b"\0asm");
+    fs::create_dir(site.path("good")).unwrap();
+    fs::create_dir(site.path("bad")).unwrap();
+    fs::write(site.path("good/file"), "x").unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", site.path("bad/link")).unwrap();
+    let yaml = |folders: &[&str]| {
+        let mut yaml = "routes:\n".to_string();
+        for folder in folders {
+            yaml.push_str(&format!(
+                "  - {{ name: {folder}, match: {{ path: /{folder} }}, execute: {{ file: {}, files: {} }} }}\n",
+                module,
+                site.path(folder),
+            ));
+        }
+        yaml
+    };
+    let (code, text) = site.check(&yaml(&["good"]));
+    assert_eq!(code, 0, "{text}");
+    let (code, text) = site.check(&yaml(&["good", "bad", "none"]));
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("c.yaml:3:"), "{text}");
+    for part in [
+        "routes[1].execute.files: bad/link: is a link",
+        "routes[2].execute.files: none: No such file",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+}
+
+#[test]
 fn routes_that_clash_or_never_match_are_told() {
     let site = Site::new();
     let yaml = "routes:\n  - { name: a, match: { path: /a }, respond: {} }\n  - { name: b, match: { path: /a }, respond: {} }\n";
@@ -332,7 +364,7 @@ fn what_is_printed_can_be_used_again() {
     );
     let printed = printed
         .replace("cert: ", &format!("cert: {}", site.path("")))
-        .replace("key: ", &format!("key: {}", site.path("")));
+        .replace("key: site", &format!("key: {}", site.path("site")));
     let (code, again) = site.check(&printed);
     assert_eq!(code, 0, "{again}\n{printed}");
 }

@@ -113,10 +113,13 @@ impl Default for Sandbox {
             stack_size: Size::mib(1),
             table_elements_max: 100_000,
             guests_max: 128,
+            guests_per_caller_max: 64,
             queue_max: 1_024,
             queue_timeout: Period::secs(2),
+            warm_max: 128,
             cache_max: Size::mib(256),
             compile: Compile::default(),
+            artifacts: Artifacts::default(),
         }
     }
 }
@@ -125,9 +128,22 @@ impl Default for Compile {
     fn default() -> Compile {
         Compile {
             workers_max: 2,
+            workers_spare: 1,
             queue_max: 64,
+            queue_timeout: Period::secs(10),
+            singlepass: true,
             timeout: Period::secs(30),
             memory_max: Size::gib(2),
+        }
+    }
+}
+
+impl Default for Artifacts {
+    fn default() -> Artifacts {
+        Artifacts {
+            directory: Some("data/artifacts".to_string()),
+            size_max: Size::gib(1),
+            key: None,
         }
     }
 }

@@ -204,14 +204,20 @@ pub struct Sandbox {
     pub table_elements_max: u32,
     /// Guests that run at the same time.
     pub guests_max: u32,
+    /// Guests of one caller that run at the same time.
+    pub guests_per_caller_max: u32,
     /// Guests that may wait for a slot.
     pub queue_max: u32,
     /// Longest wait for a slot.
     pub queue_timeout: Period,
+    /// Instances kept ready for the next guest.
+    pub warm_max: u32,
     /// Compiled code kept in memory.
     pub cache_max: Size,
     /// Bounds of the child processes that compile modules.
     pub compile: Compile,
+    /// Compiled modules on disk.
+    pub artifacts: Artifacts,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -219,12 +225,30 @@ pub struct Sandbox {
 pub struct Compile {
     /// Compiles at the same time.
     pub workers_max: u32,
+    /// Child processes kept ready for the next compiles.
+    pub workers_spare: u32,
     /// Compiles that may wait.
     pub queue_max: u32,
+    /// Longest wait for a compile to begin.
+    pub queue_timeout: Period,
+    /// Whether new modules are compiled in one quick pass first, where that is safe.
+    pub singlepass: bool,
     /// Wall-clock time of one compile.
     pub timeout: Period,
     /// Address space of one compile.
     pub memory_max: Size,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Artifacts {
+    /// The folder they are in; null keeps none.
+    pub directory: Option<String>,
+    /// What they may take together.
+    pub size_max: Size,
+    /// Secret that authenticates them; without one the folder has its own. Better: ARTIFACT_KEY or
+    /// ARTIFACT_KEY_FILE.
+    pub key: Option<Secret>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

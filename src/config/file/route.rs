@@ -159,6 +159,9 @@ pub struct Execute {
         serialize_with = "super::super::secret::serialize_pairs"
     )]
     pub env: BTreeMap<String, String>,
+    /// A directory that guests find as `/`, read once and never written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<String>,
     /// Content-Type of the answer (`command` only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,

@@ -1,5 +1,7 @@
 //! Routes.
 
+use std::path::Path;
+
 use super::{load, problem, problems, warnings_with};
 use crate::auth::Role;
 use crate::route::{Auth, Route, Target};
@@ -197,6 +199,11 @@ fn execute_names_one_module() {
         panic!()
     };
     assert_eq!(target.content_type, "text/plain; charset=utf-8");
+    assert_eq!(target.files, None);
+    let Target::Execute(target) = good(&execute("file: a.wasm, files: data/words")).target else {
+        panic!()
+    };
+    assert_eq!(target.files.as_deref(), Some(Path::new("data/words")));
     good(&execute("module: 018f4d5e-8b1a-7c3d-9e2f-0123456789ab"));
     for what in [
         "",
@@ -214,6 +221,9 @@ fn execute_names_one_module() {
         "file: a, env: { A: \"\\0\" }",
         "file: a, env: { A: 5 }",
         "file: a, args: [\"\\0\"]",
+        "file: a, files: ''",
+        "file: a, files: \"a\\0b\"",
+        "file: a, files: [data]",
     ] {
         bad(&execute(what));
     }

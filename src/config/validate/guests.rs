@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use super::server::file_path;
 use super::{DEADLINE, MEMORY, RATE};
 use crate::config::context::Context;
 use crate::config::file::{self, File};
 use crate::config::problem::Path;
+use crate::config::secret::SALT_CHARS_MIN;
 use crate::config::values::{Period, Requests, Size};
 use crate::limits::{Rate, TierLimits, Tiers};
-use crate::sandbox::{CompileSettings, GuestLimits, Settings};
+use crate::sandbox::{ArtifactKey, ArtifactSettings, CompileSettings, GuestLimits, Settings};
 
 /// The global limits: ceilings for anonymous callers and the Free tier.
 pub fn global(sandbox: &file::Sandbox, cx: &mut Context) -> GuestLimits {
@@ -72,6 +74,13 @@ pub fn sandbox(sandbox: &file::Sandbox, cx: &mut Context) -> Settings {
         10_000_000,
     );
     cx.count(&at.key("guests_max"), sandbox.guests_max, 1, 8_000);
+    cx.count(
+        &at.key("guests_per_caller_max"),
+        sandbox.guests_per_caller_max,
+        1,
+        8_000,
+    );
+    cx.count(&at.key("warm_max"), sandbox.warm_max, 0, 8_000);
     cx.count(&at.key("queue_max"), sandbox.queue_max, 0, 1_000_000);
     cx.period(
         &at.key("queue_timeout"),
@@ -88,19 +97,29 @@ pub fn sandbox(sandbox: &file::Sandbox, cx: &mut Context) -> Settings {
     Settings {
         wasm_bytes_max: sandbox.wasm_size_max.0,
         guests_max: sandbox.guests_max as usize,
+        guests_per_share_max: sandbox.guests_per_caller_max as usize,
+        warm_max: sandbox.warm_max as usize,
         queue_max: sandbox.queue_max as usize,
         queue_timeout: sandbox.queue_timeout.0,
         stack_bytes: sandbox.stack_size.as_usize(),
         table_elements_max: sandbox.table_elements_max,
         cache_bytes_max: sandbox.cache_max.0,
         compile: compile(&sandbox.compile, cx),
+        artifacts: artifacts(&sandbox.artifacts, cx),
     }
 }
 
 fn compile(compile: &file::Compile, cx: &mut Context) -> CompileSettings {
     let at = Path::from("sandbox.compile");
     cx.count(&at.key("workers_max"), compile.workers_max, 1, 64);
+    cx.count(&at.key("workers_spare"), compile.workers_spare, 0, 16);
     cx.count(&at.key("queue_max"), compile.queue_max, 0, 10_000);
+    cx.period(
+        &at.key("queue_timeout"),
+        compile.queue_timeout,
+        Period::ms(100),
+        Period::secs(600),
+    );
     cx.period(
         &at.key("timeout"),
         compile.timeout,
@@ -119,10 +138,38 @@ fn compile(compile: &file::Compile, cx: &mut Context) -> CompileSettings {
     CompileSettings {
         worker,
         workers_max: compile.workers_max as usize,
+        workers_spare: compile.workers_spare as usize,
         queue_max: compile.queue_max as usize,
+        queue_timeout: compile.queue_timeout.0,
+        singlepass: compile.singlepass,
         timeout: compile.timeout.0,
         memory_bytes_max: compile.memory_max.0,
     }
+}
+
+fn artifacts(artifacts: &file::Artifacts, cx: &mut Context) -> Option<ArtifactSettings> {
+    let at = Path::from("sandbox.artifacts");
+    cx.size(
+        &at.key("size_max"),
+        artifacts.size_max,
+        Size::mib(1),
+        Size::gib(1024),
+    );
+    let key = artifacts.key.as_ref().map(|key| {
+        let (key, chars) = (key.reveal(), key.reveal().chars().count());
+        if chars < SALT_CHARS_MIN {
+            let message = format!("must have at least {SALT_CHARS_MIN} characters, not {chars}");
+            let hint = "set ARTIFACT_KEY to the output of: openssl rand -hex 32, or leave it out";
+            cx.problem(&at.key("key"), message, hint);
+        }
+        ArtifactKey::new(key)
+    });
+    let directory = artifacts.directory.as_deref()?;
+    Some(ArtifactSettings {
+        directory: file_path(Some(directory), &at.key("directory"), cx)?,
+        bytes_max: artifacts.size_max.0,
+        key,
+    })
 }
 
 /// The tiers as they take effect: the global limits are ceilings for the Free tier, and a higher

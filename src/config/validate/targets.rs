@@ -1,5 +1,7 @@
 //! What routes do: exactly one target each.
 
+use std::path::PathBuf;
+
 use http::StatusCode;
 
 use super::{headers, server};
@@ -102,6 +104,12 @@ fn execute(execute: &file::Execute, at: &Path, cx: &mut Context) -> Option<Execu
     }
     arguments(&execute.args, &at.key("args"), cx);
     environment(execute, &at.key("env"), cx);
+    let files = execute.files.as_deref();
+    if let Some(files) = files
+        && (files.is_empty() || files.contains('\0'))
+    {
+        cx.problem(&at.key("files"), "must name a directory", "");
+    }
     let content_type = execute.content_type.as_deref().unwrap_or(file::TEXT);
     let content_type = self::content_type(content_type, &at.key("content_type"), cx);
     Some(Execute {
@@ -113,6 +121,7 @@ fn execute(execute: &file::Execute, at: &Path, cx: &mut Context) -> Option<Execu
             .iter()
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect(),
+        files: files.map(PathBuf::from),
         content_type: content_type?,
     })
 }

@@ -5,8 +5,6 @@ pub mod wagi;
 
 use std::net::SocketAddr;
 
-use bytes::Bytes;
-
 /// A way to speak HTTP with a guest.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
@@ -40,7 +38,8 @@ pub struct Request<'a> {
     /// Who is calling, as an opaque id; `None` for anonymous (CGI's REMOTE_USER).
     pub principal: Option<&'a str>,
     pub request_id: &'a str,
-    pub body: Bytes,
+    /// Length of the body, where there is one and it is known before it has arrived.
+    pub content_length: Option<u64>,
 }
 
 /// What a guest finds when it starts: `argv` and the environment.

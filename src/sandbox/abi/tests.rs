@@ -24,7 +24,7 @@ fn with_request<T>(test: impl FnOnce(&Request<'_>) -> T) -> T {
         params: &[],
         principal: None,
         request_id: "r-1",
-        body: Bytes::new(),
+        content_length: None,
     })
 }
 

@@ -4,7 +4,7 @@ use wasmer::sys::wasmparser::{FuncValidator, FunctionBody, Operator, WasmModuleR
 
 use super::super::ModuleError;
 use super::bounds::{self, count};
-use super::malformed;
+use super::{Module, malformed};
 
 /// What a module may still cost to validate.
 #[derive(Debug)]
@@ -74,23 +74,32 @@ impl Budget {
 pub(super) fn check<R: WasmModuleResources>(
     validator: &mut FuncValidator<R>,
     body: &FunctionBody<'_>,
-    budget: &mut Budget,
+    module: &mut Module,
 ) -> Result<(), ModuleError> {
     let mut reader = body.get_binary_reader();
     validator
         .read_locals(&mut reader)
         .map_err(|error| malformed(&error))?;
-    budget.locals(validator.len_locals())?;
+    let locals = validator.len_locals();
+    module.budget.locals(locals)?;
+    module.gathered.function(locals);
+    let (bytes, start) = (body.as_bytes(), body.range().start);
     reader.set_features(super::FEATURES);
     let mut operators = wasmer::sys::wasmparser::OperatorsReader::new(reader);
     while !operators.eof() {
         let (operator, offset) = operators
             .read_with_offset()
             .map_err(|error| malformed(&error))?;
-        budget.work(cost(&operator, budget.wide)?)?;
+        let wide = module.budget.wide;
+        module.budget.work(cost(&operator, wide)?)?;
         validator
             .op(offset, &operator)
             .map_err(|error| malformed(&error))?;
+        let at = usize::try_from(offset - start).unwrap_or(usize::MAX);
+        let first_byte = bytes.get(at).copied().unwrap_or_default();
+        module
+            .gathered
+            .operator(&operator, first_byte, &module.types);
         count(
             "nested blocks",
             validator.control_stack_height(),

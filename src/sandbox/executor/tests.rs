@@ -4,27 +4,34 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::engine::{Prepared, prepare_here};
-use super::super::{Call, End, GuestLimits, RunError, Stdout, deadline, pipe};
-use super::Executor;
+use super::super::{Call, End, GuestLimits, RunError, ShareKey, Stdout, deadline, pipe};
+use super::{Bounds, Executor, Pace};
 
 fn call(stdout: Stdout) -> Call {
     Call {
         args: Vec::new(),
         env: Vec::new(),
-        stdin: bytes::Bytes::new(),
+        stdin: bytes::Bytes::new().into(),
+        files: None,
         stdout,
         limits: GuestLimits {
-            deadline: Duration::from_secs(120),
+            deadline: Duration::from_secs(600),
             memory_bytes_max: 1 << 20,
             stdout_bytes_max: 1 << 30,
             stderr_bytes_max: 0,
         },
+        share: ShareKey::default(),
     }
 }
 
 fn executor(guests_max: usize, queue_max: usize, queue_timeout: Duration) -> Arc<Executor> {
     deadline::start().unwrap();
-    Arc::new(Executor::new(guests_max, queue_max, queue_timeout))
+    Arc::new(Executor::new(Bounds {
+        guests_max,
+        per_share_max: guests_max,
+        queue_max,
+        queue_timeout,
+    }))
 }
 
 fn endless() -> Arc<Prepared> {
@@ -32,7 +39,7 @@ fn endless() -> Arc<Prepared> {
 }
 
 async fn until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(300);
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain");
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -49,7 +56,7 @@ fn spawn(
 
 #[tokio::test]
 async fn a_full_queue_is_busy_and_a_dropped_caller_makes_room() {
-    let executor = executor(2, 1, Duration::from_secs(60));
+    let executor = executor(2, 1, Duration::from_secs(600));
     let module = endless();
     let first = spawn(&executor, &module);
     let second = spawn(&executor, &module);
@@ -97,7 +104,7 @@ async fn a_guest_that_waits_for_its_reader_is_stopped_with_its_caller() {
                (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
                (br 0))))",
     );
-    let executor = executor(1, 0, Duration::from_secs(60));
+    let executor = executor(1, 0, Duration::from_secs(600));
     let (stdout, reader) = pipe(1000);
     let running = {
         let executor = Arc::clone(&executor);
@@ -111,7 +118,7 @@ async fn a_guest_that_waits_for_its_reader_is_stopped_with_its_caller() {
 
 #[tokio::test]
 async fn shut_down_refuses_and_lets_the_rest_run() {
-    let executor = executor(1, 5, Duration::from_secs(60));
+    let executor = executor(1, 5, Duration::from_secs(600));
     let module = prepare_here("(module (func (export \"_start\")))");
     let done = executor
         .run(Arc::clone(&module), call(Stdout::Collect))
@@ -125,7 +132,7 @@ async fn shut_down_refuses_and_lets_the_rest_run() {
 
 #[tokio::test]
 async fn many_guests_share_few_threads() {
-    let executor = executor(3, 1000, Duration::from_secs(60));
+    let executor = executor(3, 1000, Duration::from_secs(600));
     let module = prepare_here("(module (func (export \"_start\")))");
     let guests: Vec<_> = (0..500).map(|_| spawn(&executor, &module)).collect();
     for guest in guests {
@@ -137,7 +144,7 @@ async fn many_guests_share_few_threads() {
 
 #[test]
 fn callers_may_come_from_several_runtimes() {
-    let executor = executor(2, 100, Duration::from_secs(60));
+    let executor = executor(2, 100, Duration::from_secs(600));
     let module = prepare_here("(module (func (export \"_start\")))");
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -157,4 +164,129 @@ fn callers_may_come_from_several_runtimes() {
             });
         }
     });
+}
+
+/// A guest that says "once" before or after something that takes long.
+fn says_once(before: &str, after: &str) -> Arc<Prepared> {
+    prepare_here(&format!(
+        "(module
+           (import \"wasi_snapshot_preview1\" \"fd_write\"
+             (func $write (param i32 i32 i32 i32) (result i32)))
+           (import \"wasi_snapshot_preview1\" \"poll_oneoff\"
+             (func $poll (param i32 i32 i32 i32) (result i32)))
+           (memory (export \"memory\") 2)
+           (data (i32.const 0) \"\\10\\00\\00\\00\\04\\00\\00\\00\") (data (i32.const 16) \"once\")
+           (func $say (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))
+           (func $long (local $i i32)
+             (loop $again
+               (local.set $i (i32.add (local.get $i) (i32.const 1)))
+               (br_if $again (i32.lt_u (local.get $i) (i32.const 100000000)))))
+           (func $sleep
+             (i64.store (i32.const 124) (i64.const 20000000))
+             (drop (call $poll (i32.const 100) (i32.const 200) (i32.const 1) (i32.const 300))))
+           (func $flood (local $i i32)
+             (i32.store (i32.const 400) (i32.const 1024)) (i32.store (i32.const 404) (i32.const 10000))
+             (loop $again
+               (drop (call $write (i32.const 1) (i32.const 400) (i32.const 1) (i32.const 8)))
+               (local.set $i (i32.add (local.get $i) (i32.const 1)))
+               (br_if $again (i32.lt_u (local.get $i) (i32.const 10)))))
+           (func (export \"_start\") {before} (call $say) {after}))"
+    ))
+}
+
+#[tokio::test]
+async fn short_guests_run_on_the_callers_thread() {
+    let executor = executor(2, 5, Duration::from_secs(60));
+    let module = says_once("", "");
+    for _ in 0..3 {
+        let outcome = executor
+            .run(Arc::clone(&module), call(Stdout::Collect))
+            .await
+            .unwrap();
+        assert_eq!(
+            (outcome.end, &outcome.stdout[..]),
+            (End::Exit(0), &b"once"[..])
+        );
+    }
+    let (writer, mut reader) = pipe(1);
+    let outcome = executor.run(module, call(Stdout::Pipe(writer))).await;
+    assert_eq!(outcome.unwrap().usage.stdout_bytes, 4);
+    assert_eq!(reader.read().await.as_deref(), Some(&b"once"[..]));
+    assert_eq!(reader.read().await, None);
+    // A machine that is very busy may have taken a guest's slice away.
+    assert!(executor.shared.lock().threads <= 1);
+}
+
+#[tokio::test]
+async fn what_takes_longer_starts_again_on_a_thread_of_its_own_and_says_nothing_twice() {
+    for (before, after) in [
+        ("(call $long)", ""),
+        ("", "(call $long)"),
+        ("(call $sleep)", ""),
+        ("", "(call $sleep)"),
+    ] {
+        let executor = executor(2, 5, Duration::from_secs(60));
+        let module = says_once(before, after);
+        for _ in 0..2 {
+            let outcome = executor
+                .run(Arc::clone(&module), call(Stdout::Collect))
+                .await
+                .unwrap();
+            assert_eq!(outcome.end, End::Exit(0));
+            assert_eq!(outcome.stdout, b"once", "{before} {after}");
+            let (writer, mut reader) = pipe(100);
+            let outcome = executor
+                .run(Arc::clone(&module), call(Stdout::Pipe(writer)))
+                .await;
+            assert_eq!(outcome.unwrap().end, End::Exit(0));
+            assert_eq!(reader.read().await.as_deref(), Some(&b"once"[..]));
+            assert_eq!(reader.read().await, None);
+        }
+        assert!(executor.shared.lock().threads >= 1);
+    }
+}
+
+#[tokio::test]
+async fn more_output_than_is_held_back_streams_from_a_thread_of_its_own() {
+    let executor = executor(1, 5, Duration::from_secs(60));
+    let (writer, mut reader) = pipe(1000);
+    let module = says_once("", "(call $flood)");
+    let reading = tokio::spawn(async move {
+        let mut all = Vec::new();
+        while let Some(bytes) = reader.read().await {
+            all.extend_from_slice(&bytes);
+        }
+        all
+    });
+    let outcome = executor.run(module, call(Stdout::Pipe(writer))).await;
+    assert_eq!(outcome.unwrap().end, End::Exit(0));
+    let all = reading.await.unwrap();
+    assert_eq!((all.len(), &all[..5]), (100_004, &b"once\0"[..]));
+    assert!(executor.shared.lock().threads >= 1);
+}
+
+#[test]
+fn slow_modules_go_to_the_queue_at_once_and_quick_ones_come_back() {
+    let pace = Pace::new(false);
+    assert!(pace.may_borrow());
+    pace.overran();
+    let skipped = (0..).take_while(|_| !pace.may_borrow()).count();
+    assert_eq!(skipped, 16);
+    // The longer it goes on, the longer they wait.
+    for expected in [32, 64, 128] {
+        pace.overran();
+        let skipped = (0..).take_while(|_| !pace.may_borrow()).count();
+        assert_eq!(skipped, expected);
+    }
+    // Unless they turn out to be quick.
+    pace.overran();
+    for _ in 0..9 {
+        pace.took(Duration::from_micros(5));
+    }
+    assert!(pace.may_borrow());
+    for _ in 0..1000 {
+        pace.kept();
+    }
+    pace.overran();
+    assert_eq!((0..).take_while(|_| !pace.may_borrow()).count(), 16);
 }

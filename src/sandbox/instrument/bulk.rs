@@ -1,4 +1,5 @@
-//! Bounds of bulk memory and table operators, checked in the guest's own code.
+//! Bounds of bulk memory and table operators, checked in the guest's own code; and large ones of
+//! memory cut into pieces, between which the guest can be stopped.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +9,10 @@ use wasmer::{GlobalInit, Type};
 use wasmer_types::ModuleInfo;
 
 use super::hidden_global;
+
+/// Bytes that one operator fills or copies at a time. A page that was never touched costs a microsecond
+/// or more, so this takes half a millisecond at most, and a whole memory would take seconds.
+const PIECE_BYTES: i32 = 1 << 20;
 
 /// Where the hidden globals are that the checks use.
 #[derive(Debug)]
@@ -60,23 +65,42 @@ impl Bulk {
         })
     }
 
-    /// Puts the checks before the operator; true if it is one of those that may take long.
+    /// Puts the checks before the operator, and all pieces of it but the last, with `poll` after each.
+    /// True if the operator is one of those that may take long.
     pub(super) fn check<'a>(
         &self,
         operator: &Operator<'a>,
         state: &mut MiddlewareReaderState<'a>,
+        poll: impl Fn(&mut MiddlewareReaderState<'a>),
     ) -> Result<bool, MiddlewareError> {
         let [first, second, third] = self.operand;
         match *operator {
             Operator::MemoryFill { .. } => {
                 set(state, [third, second, first]);
                 self.memory_end(state, first, third);
+                self.pieces(state, |state| {
+                    self.upwards(state, operator, &[first], &poll);
+                });
                 get(state, [first, second, third]);
             }
             Operator::MemoryCopy { .. } => {
                 set(state, [third, second, first]);
                 self.memory_end(state, first, third);
                 self.memory_end(state, second, third);
+                self.pieces(state, |state| {
+                    // As with C's memmove: what is read later must not be written before.
+                    get(state, [first, second]);
+                    state.extend(&[
+                        Operator::I32GtU,
+                        Operator::If {
+                            blockty: BlockType::Empty,
+                        },
+                    ]);
+                    self.downwards(state, operator, &poll);
+                    state.extend(&[Operator::Else]);
+                    self.upwards(state, operator, &[first, second], &poll);
+                    state.extend(&[Operator::End]);
+                });
                 get(state, [first, second, third]);
             }
             Operator::MemoryInit { data_index, .. } => {
@@ -84,6 +108,9 @@ impl Bulk {
                 self.memory_end(state, first, third);
                 self.segment_end(state, &self.data_len, data_index, |bulk, state| {
                     bulk.trap_memory(state);
+                });
+                self.pieces(state, |state| {
+                    self.upwards(state, operator, &[first, second], &poll);
                 });
                 get(state, [first, second, third]);
             }
@@ -138,6 +165,71 @@ impl Bulk {
             state.extend(&[Operator::I32Const { value: 0 }]);
             set(state, [*global]);
         }
+    }
+
+    /// Puts what is for lengths of more than one piece.
+    fn pieces<'a>(
+        &self,
+        state: &mut MiddlewareReaderState<'a>,
+        loops: impl FnOnce(&mut MiddlewareReaderState<'a>),
+    ) {
+        self.is_more_than_a_piece(state);
+        state.extend(&[Operator::If {
+            blockty: BlockType::Empty,
+        }]);
+        loops(state);
+        state.extend(&[Operator::End]);
+    }
+
+    /// Leaves whether more than a piece is left.
+    fn is_more_than_a_piece(&self, state: &mut MiddlewareReaderState<'_>) {
+        get(state, [self.operand[2]]);
+        state.extend(&[Operator::I32Const { value: PIECE_BYTES }, Operator::I32GtU]);
+    }
+
+    /// Pieces upwards, by moving the operands in `moving`, until one or less is left.
+    fn upwards<'a>(
+        &self,
+        state: &mut MiddlewareReaderState<'a>,
+        operator: &Operator<'a>,
+        moving: &[u32],
+        poll: &impl Fn(&mut MiddlewareReaderState<'a>),
+    ) {
+        let [first, second, third] = self.operand;
+        state.extend(&[Operator::Loop {
+            blockty: BlockType::Empty,
+        }]);
+        get(state, [first, second]);
+        state.extend(&[Operator::I32Const { value: PIECE_BYTES }, operator.clone()]);
+        for global in moving {
+            add(state, *global, PIECE_BYTES);
+        }
+        add(state, third, -PIECE_BYTES);
+        poll(state);
+        self.is_more_than_a_piece(state);
+        state.extend(&[Operator::BrIf { relative_depth: 0 }, Operator::End]);
+    }
+
+    /// Pieces downwards: the last first, until one or less is left at the start.
+    fn downwards<'a>(
+        &self,
+        state: &mut MiddlewareReaderState<'a>,
+        operator: &Operator<'a>,
+        poll: &impl Fn(&mut MiddlewareReaderState<'a>),
+    ) {
+        let [first, second, third] = self.operand;
+        state.extend(&[Operator::Loop {
+            blockty: BlockType::Empty,
+        }]);
+        add(state, third, -PIECE_BYTES);
+        for start in [first, second] {
+            get(state, [start, third]);
+            state.extend(&[Operator::I32Add]);
+        }
+        state.extend(&[Operator::I32Const { value: PIECE_BYTES }, operator.clone()]);
+        poll(state);
+        self.is_more_than_a_piece(state);
+        state.extend(&[Operator::BrIf { relative_depth: 0 }, Operator::End]);
     }
 
     /// Traps unless `start + length` is within the memory: looks at the last byte of the range,
@@ -288,6 +380,12 @@ fn length_globals(
 /// Takes operands off the stack, the topmost first.
 fn set<const N: usize>(state: &mut MiddlewareReaderState<'_>, globals: [u32; N]) {
     state.extend(&globals.map(|global_index| Operator::GlobalSet { global_index }));
+}
+
+fn add(state: &mut MiddlewareReaderState<'_>, global: u32, value: i32) {
+    get(state, [global]);
+    state.extend(&[Operator::I32Const { value }, Operator::I32Add]);
+    set(state, [global]);
 }
 
 fn get<const N: usize>(state: &mut MiddlewareReaderState<'_>, globals: [u32; N]) {

@@ -1,5 +1,7 @@
 //! What instrumentation must not change, and what it must.
 
+mod official;
+
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 use wasmer::sys::{CompilerConfig, Cranelift, EngineBuilder, NativeEngineExt};
 use wasmer::{Engine, Instance, Module, Store, Value};
 
-use super::super::memory::MemoryPool;
+use super::super::memory::{Data, MemoryPool};
 use super::super::tunables::{SandboxTunables, making};
 use super::{Instrument, STOP};
 
@@ -21,13 +23,17 @@ fn instance(text: &str, poll_loops: bool) -> (Store, Instance, NonNull<AtomicI64
         plan: std::sync::OnceLock::new(),
     }));
     let mut engine: Engine = EngineBuilder::new(cranelift).engine().into();
-    engine.set_tunables(SandboxTunables::new(MemoryPool::new(1), 1000, 1 << 20));
+    engine.set_tunables(SandboxTunables::new(
+        MemoryPool::new(1, false),
+        1000,
+        1 << 20,
+    ));
     let module = Module::new(&engine, wat::parse_str(text).unwrap()).unwrap();
     let mut store = Store::new(engine);
-    let (instance, made) = making(1 << 30, || {
+    let (instance, made) = making(1 << 14, Data::Written, || {
         Instance::new_by_index(&mut store, &module, &[]).unwrap()
     });
-    (store, instance, made.stop.unwrap())
+    (store, instance, made.globals.last().unwrap().0.cast())
 }
 
 /// Runs `body` as `_start`, with two pages of memory and two tables of ten; the trap's text.
@@ -99,6 +105,58 @@ fn bulk_memory_traps_exactly_where_it_must() {
             }
         );
     }
+}
+
+#[test]
+fn large_operators_do_in_pieces_what_they_would_at_once() {
+    // Each word holds its own address; `$moved` looks for that after a move by some bytes.
+    let module = |body: &str| {
+        let text = format!(
+            "(module (memory (export \"memory\") 100) (data $big \"{}\")
+              (func $number (param $n i32) (local $i i32)
+                (loop (i32.store (local.get $i) (local.get $i))
+                  (local.set $i (i32.add (local.get $i) (i32.const 4)))
+                  (br_if 0 (i32.lt_u (local.get $i) (local.get $n)))))
+              (func $moved (param $by i32) (param $n i32) (local $i i32)
+                (loop
+                  (if (i32.ne (i32.load (i32.add (local.get $i) (local.get $by))) (local.get $i))
+                    (then unreachable))
+                  (local.set $i (i32.add (local.get $i) (i32.const 4)))
+                  (br_if 0 (i32.lt_u (local.get $i) (local.get $n)))))
+              (func $all (param $from i32) (param $to i32) (param $byte i32)
+                (loop
+                  (if (i32.ne (i32.load8_u (local.get $from)) (local.get $byte)) (then unreachable))
+                  (local.set $from (i32.add (local.get $from) (i32.const 1)))
+                  (br_if 0 (i32.lt_u (local.get $from) (local.get $to)))))
+              (func (export \"_start\") {body}))",
+            "w".repeat(3_000_000)
+        );
+        let (mut store, instance, _) = instance(&text, false);
+        let start = instance.exports.get_function("_start").unwrap().clone();
+        let result = start.call(&mut store, &[]);
+        assert!(result.is_ok(), "{body}: {result:?}");
+    };
+    // Upwards and downwards, by less than a word and by more than a piece, and lengths around pieces.
+    for by in [0, 1, 5, 1_048_576, 2_500_000] {
+        for n in [1_048_572, 1_048_576, 1_048_580, 2_097_152, 3_000_000] {
+            module(&format!(
+                "(call $number (i32.const {n}))
+                 (memory.copy (i32.const {by}) (i32.const 0) (i32.const {n}))
+                 (call $moved (i32.const {by}) (i32.const {n}))
+                 (memory.copy (i32.const 0) (i32.const {by}) (i32.const {n}))
+                 (call $moved (i32.const 0) (i32.const {n}))"
+            ));
+        }
+    }
+    module(
+        "(memory.fill (i32.const 7) (i32.const 9) (i32.const 3000001))
+         (call $all (i32.const 0) (i32.const 7) (i32.const 0))
+         (call $all (i32.const 7) (i32.const 3000008) (i32.const 9))
+         (call $all (i32.const 3000008) (i32.const 3100000) (i32.const 0))
+         (memory.init $big (i32.const 3) (i32.const 5) (i32.const 2500000))
+         (call $all (i32.const 3) (i32.const 2500003) (i32.const 119))
+         (call $all (i32.const 2500003) (i32.const 3000008) (i32.const 9))",
+    );
 }
 
 #[test]
@@ -216,7 +274,7 @@ fn only_what_is_called_stays_exported_and_the_start_function_waits() {
     drop(store);
 }
 
-/// Runs `_start` while another thread stores the order to stop until it ends.
+/// Runs `_start` while another thread orders it to stop, once.
 fn stopped_by_polls(text: &str) {
     struct Shared(NonNull<AtomicI64>);
     // SAFETY: the global lives until the store is dropped, after the thread is joined.
@@ -229,17 +287,19 @@ fn stopped_by_polls(text: &str) {
     let (ended, shared) = (Arc::clone(&done), Shared(stop));
     let thread = thread::spawn(move || {
         let shared = shared;
+        thread::sleep(Duration::from_millis(5));
+        // SAFETY: as above.
+        #[expect(unsafe_code, reason = "the watchdog's part is played here")]
+        unsafe {
+            shared.0.as_ref().store(STOP, Ordering::Release);
+        }
         let begun = Instant::now();
         while ended.load(Ordering::Acquire) == 0 {
-            if begun.elapsed() > Duration::from_secs(60) {
+            // Nothing else could end the test.
+            if begun.elapsed() > Duration::from_secs(600) {
                 std::process::abort();
             }
             thread::sleep(Duration::from_millis(1));
-            // SAFETY: as above.
-            #[expect(unsafe_code, reason = "the watchdog's part is played here")]
-            unsafe {
-                shared.0.as_ref().store(STOP, Ordering::Release);
-            }
         }
     });
     let result: Result<Box<[Value]>, _> = start.call(&mut store, &[]);

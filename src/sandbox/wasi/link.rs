@@ -8,12 +8,17 @@
 #[cfg(test)]
 mod tests;
 
-use wasmer::{Function, FunctionEnv, FunctionEnvMut, FunctionType, MemoryView, Store, Type};
+use wasmer::{
+    Function, FunctionEnv, FunctionEnvMut, FunctionType, MemoryView, RuntimeError, Store, Type,
+};
+use wasmer_vm::Trap;
 
-use super::descriptors::FilestatLayout;
+use super::descriptors::Refusal;
 use super::errno::Errno;
+use super::files::{Opening, Whence};
 use super::memory::Memory;
 use super::poll::SubscriptionLayout;
+use super::stat::FilestatLayout;
 use super::{Answer, Failure, Stop, Wasi, process};
 
 /// What the host functions of one guest work on; lives in a Wasmer `FunctionEnv`.
@@ -47,9 +52,8 @@ pub(in crate::sandbox) fn import(
 /// Which WASI a module was built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Edition {
-    /// `wasi_unstable`. Linked through preview 1, but for the two functions whose records differ
-    /// and one that did not exist. (`fd_seek` numbers its directions differently, which does not
-    /// show where nothing can seek.)
+    /// `wasi_unstable`. Linked through preview 1, but for the functions whose records or numbers
+    /// differ and one that did not exist.
     Preview0,
     /// `wasi_snapshot_preview1`.
     Preview1,
@@ -68,6 +72,16 @@ impl Edition {
         match self {
             Edition::Preview0 => FilestatLayout::Preview0,
             Edition::Preview1 => FilestatLayout::Preview1,
+        }
+    }
+
+    /// Preview 1 put the start first.
+    fn whence(self, number: u32) -> Option<Whence> {
+        match (self, number) {
+            (Edition::Preview0, 0) | (Edition::Preview1, 1) => Some(Whence::Current),
+            (Edition::Preview0, 1) | (Edition::Preview1, 2) => Some(Whence::End),
+            (Edition::Preview0, 2) | (Edition::Preview1, 0) => Some(Whence::Start),
+            (Edition::Preview0 | Edition::Preview1, _) => None,
         }
     }
 
@@ -135,17 +149,33 @@ fn proc_exit() -> HostFunction {
             Function::new_typed_with_env(
                 store,
                 env,
-                |_: FunctionEnvMut<'_, GuestEnv>, code: u32| -> Result<(), Stop> {
-                    Err(process::exit(code))
+                |_: FunctionEnvMut<'_, GuestEnv>, code: u32| -> Result<(), RuntimeError> {
+                    Err(thrown(process::exit(code)))
                 },
             )
         }),
     }
 }
 
-/// The functions of WASI preview 1, in the order of its documents. Those that no stream supports
-/// are refused here with the error number that POSIX has for a pipe; all paths are relative to a
-/// directory descriptor, of which there are none.
+/// No descriptor is a socket.
+const NO_SOCKET: Refusal = Refusal {
+    stream: Errno::Notsock,
+    file: Errno::Notsock,
+    directory: Errno::Notsock,
+};
+
+/// The refusals of functions that change a file: what POSIX has for a pipe, for a file of a read-only
+/// file system, and for a descriptor that was not opened for it.
+const fn read_only(stream: Errno, file: Errno, directory: Errno) -> Refusal {
+    Refusal {
+        stream,
+        file,
+        directory,
+    }
+}
+
+/// The functions of WASI preview 1, in the order of its documents. Those that change a file, and
+/// those on sockets, are refused here.
 #[rustfmt::skip]
 fn lookup(edition: Edition, name: &str) -> Option<HostFunction> {
     match (edition, name) {
@@ -161,48 +191,48 @@ fn lookup(edition: Edition, name: &str) -> Option<HostFunction> {
         clock_res_get(id: u32, out: u32);
         clock_time_get(id: u32, precision: u64, out: u32);
 
-        fd_advise(fd: u32, _offset: u64, _len: u64, _advice: u32) => |wasi, _| wasi.refuse(fd, Errno::Spipe);
-        fd_allocate(fd: u32, _offset: u64, _len: u64) => |wasi, _| wasi.refuse(fd, Errno::Spipe);
+        fd_advise(fd: u32, offset: u64, len: u64, advice: u32) => |wasi, memory| wasi.fd_advise(memory, fd, (offset, len), advice);
+        fd_allocate(fd: u32, _offset: u64, _len: u64) => |wasi, _| wasi.refuse(fd, &read_only(Errno::Spipe, Errno::Rofs, Errno::Badf));
         fd_close(fd: u32);
-        fd_datasync(fd: u32) => |wasi, _| wasi.refuse(fd, Errno::Inval);
+        fd_datasync(fd: u32) => |wasi, _| wasi.ignore(fd, Errno::Inval);
         fd_fdstat_get(fd: u32, out: u32);
         fd_fdstat_set_flags(fd: u32, flags: u32);
-        fd_fdstat_set_rights(fd: u32, _base: u64, _inheriting: u64) => |wasi, _| wasi.refuse(fd, Errno::Notsup);
+        fd_fdstat_set_rights(fd: u32, _base: u64, _inheriting: u64) => |wasi, _| wasi.refuse(fd, &read_only(Errno::Notsup, Errno::Notsup, Errno::Notsup));
         fd_filestat_get(fd: u32, out: u32) => |wasi, memory| wasi.fd_filestat_get(memory, edition.filestat(), fd, out);
-        fd_filestat_set_size(fd: u32, _size: u64) => |wasi, _| wasi.refuse(fd, Errno::Inval);
-        fd_filestat_set_times(fd: u32, _atim: u64, _mtim: u64, _flags: u32) => |wasi, _| wasi.refuse(fd, Errno::Notsup);
-        fd_pread(fd: u32, _iovs: u32, _iovs_len: u32, _offset: u64, _out: u32) => |wasi, _| wasi.refuse(fd, Errno::Spipe);
-        fd_prestat_get(_fd: u32, _out: u32) => |_, _| Err(Errno::Badf.into());
-        fd_prestat_dir_name(_fd: u32, _path: u32, _path_len: u32) => |_, _| Err(Errno::Badf.into());
-        fd_pwrite(fd: u32, _iovs: u32, _iovs_len: u32, _offset: u64, _out: u32) => |wasi, _| wasi.refuse(fd, Errno::Spipe);
+        fd_filestat_set_size(fd: u32, _size: u64) => |wasi, _| wasi.refuse(fd, &read_only(Errno::Inval, Errno::Rofs, Errno::Badf));
+        fd_filestat_set_times(fd: u32, _atim: u64, _mtim: u64, _flags: u32) => |wasi, _| wasi.refuse(fd, &read_only(Errno::Notsup, Errno::Rofs, Errno::Rofs));
+        fd_pread(fd: u32, iovs: u32, iovs_len: u32, offset: u64, out: u32) => |wasi, memory| wasi.fd_pread(memory, fd, (iovs, iovs_len), offset, out);
+        fd_prestat_get(fd: u32, out: u32);
+        fd_prestat_dir_name(fd: u32, path: u32, path_len: u32);
+        fd_pwrite(fd: u32, _iovs: u32, _iovs_len: u32, _offset: u64, _out: u32) => |wasi, _| wasi.refuse(fd, &read_only(Errno::Spipe, Errno::Badf, Errno::Badf));
         fd_read(fd: u32, iovs: u32, iovs_len: u32, out: u32);
-        fd_readdir(fd: u32, _buf: u32, _buf_len: u32, _cookie: u64, _out: u32) => |wasi, _| wasi.refuse(fd, Errno::Notdir);
+        fd_readdir(fd: u32, buf: u32, buf_len: u32, cookie: u64, out: u32) => |wasi, memory| wasi.fd_readdir(memory, fd, (buf, buf_len), cookie, out);
         fd_renumber(from: u32, to: u32);
-        fd_seek(fd: u32, _offset: u64, whence: u32, _out: u32) => |wasi, memory| wasi.fd_seek(memory, fd, whence);
-        fd_sync(fd: u32) => |wasi, _| wasi.refuse(fd, Errno::Inval);
-        fd_tell(fd: u32, _out: u32) => |wasi, _| wasi.refuse(fd, Errno::Spipe);
+        fd_seek(fd: u32, offset: u64, whence: u32, out: u32) => |wasi, memory| wasi.fd_seek(memory, fd, offset, edition.whence(whence), out);
+        fd_sync(fd: u32) => |wasi, _| wasi.ignore(fd, Errno::Inval);
+        fd_tell(fd: u32, out: u32);
         fd_write(fd: u32, iovs: u32, iovs_len: u32, out: u32);
 
-        path_create_directory(_fd: u32, _path: u32, _len: u32) => |_, _| Err(Errno::Badf.into());
-        path_filestat_get(_fd: u32, _flags: u32, _path: u32, _len: u32, _out: u32) => |_, _| Err(Errno::Badf.into());
-        path_filestat_set_times(_fd: u32, _flags: u32, _path: u32, _len: u32, _atim: u64, _mtim: u64, _fst_flags: u32) => |_, _| Err(Errno::Badf.into());
-        path_link(_old_fd: u32, _old_flags: u32, _old: u32, _old_len: u32, _new_fd: u32, _new: u32, _new_len: u32) => |_, _| Err(Errno::Badf.into());
-        path_open(_fd: u32, _dirflags: u32, _path: u32, _len: u32, _oflags: u32, _base: u64, _inheriting: u64, _fdflags: u32, _out: u32) => |_, _| Err(Errno::Badf.into());
-        path_readlink(_fd: u32, _path: u32, _len: u32, _buf: u32, _buf_len: u32, _out: u32) => |_, _| Err(Errno::Badf.into());
-        path_remove_directory(_fd: u32, _path: u32, _len: u32) => |_, _| Err(Errno::Badf.into());
-        path_rename(_old_fd: u32, _old: u32, _old_len: u32, _new_fd: u32, _new: u32, _new_len: u32) => |_, _| Err(Errno::Badf.into());
-        path_symlink(_old: u32, _old_len: u32, _fd: u32, _new: u32, _new_len: u32) => |_, _| Err(Errno::Badf.into());
-        path_unlink_file(_fd: u32, _path: u32, _len: u32) => |_, _| Err(Errno::Badf.into());
+        path_create_directory(fd: u32, path: u32, len: u32) => |wasi, memory| wasi.path_change(memory, &[(fd, path, len)]);
+        path_filestat_get(fd: u32, flags: u32, path: u32, len: u32, out: u32) => |wasi, memory| wasi.path_filestat_get(memory, edition.filestat(), (fd, flags), (path, len), out);
+        path_filestat_set_times(fd: u32, _flags: u32, path: u32, len: u32, _atim: u64, _mtim: u64, _fst_flags: u32) => |wasi, memory| wasi.path_change(memory, &[(fd, path, len)]);
+        path_link(old_fd: u32, _old_flags: u32, old: u32, old_len: u32, new_fd: u32, new: u32, new_len: u32) => |wasi, memory| wasi.path_change(memory, &[(old_fd, old, old_len), (new_fd, new, new_len)]);
+        path_open(fd: u32, lookup_flags: u32, path: u32, len: u32, open_flags: u32, rights: u64, _inheriting: u64, flags: u32, out: u32) => |wasi, memory| wasi.path_open(memory, &Opening { fd, lookup_flags, path: (path, len), open_flags, rights, flags }, out);
+        path_readlink(fd: u32, path: u32, len: u32, buf: u32, buf_len: u32, out: u32) => |wasi, memory| wasi.path_readlink(memory, fd, (path, len), (buf, buf_len), out);
+        path_remove_directory(fd: u32, path: u32, len: u32) => |wasi, memory| wasi.path_change(memory, &[(fd, path, len)]);
+        path_rename(old_fd: u32, old: u32, old_len: u32, new_fd: u32, new: u32, new_len: u32) => |wasi, memory| wasi.path_change(memory, &[(old_fd, old, old_len), (new_fd, new, new_len)]);
+        path_symlink(old: u32, old_len: u32, fd: u32, new: u32, new_len: u32) => |wasi, memory| wasi.path_symlink(memory, (old, old_len), (fd, new, new_len));
+        path_unlink_file(fd: u32, path: u32, len: u32) => |wasi, memory| wasi.path_change(memory, &[(fd, path, len)]);
 
         poll_oneoff(subscriptions: u32, events: u32, count: u32, events_len_out: u32) => |wasi, memory| wasi.poll_oneoff(memory, edition.subscription(), subscriptions, events, count, events_len_out);
         proc_raise(signal: u32);
         sched_yield();
         random_get(buf: u32, buf_len: u32);
 
-        sock_accept(fd: u32, _flags: u32, _out: u32) => |wasi, _| wasi.refuse(fd, Errno::Notsock);
-        sock_recv(fd: u32, _iovs: u32, _iovs_len: u32, _flags: u32, _len_out: u32, _flags_out: u32) => |wasi, _| wasi.refuse(fd, Errno::Notsock);
-        sock_send(fd: u32, _iovs: u32, _iovs_len: u32, _flags: u32, _len_out: u32) => |wasi, _| wasi.refuse(fd, Errno::Notsock);
-        sock_shutdown(fd: u32, _how: u32) => |wasi, _| wasi.refuse(fd, Errno::Notsock);
+        sock_accept(fd: u32, _flags: u32, _out: u32) => |wasi, _| wasi.refuse(fd, &NO_SOCKET);
+        sock_recv(fd: u32, _iovs: u32, _iovs_len: u32, _flags: u32, _len_out: u32, _flags_out: u32) => |wasi, _| wasi.refuse(fd, &NO_SOCKET);
+        sock_send(fd: u32, _iovs: u32, _iovs_len: u32, _flags: u32, _len_out: u32) => |wasi, _| wasi.refuse(fd, &NO_SOCKET);
+        sock_shutdown(fd: u32, _how: u32) => |wasi, _| wasi.refuse(fd, &NO_SOCKET);
     })
 }
 
@@ -211,12 +241,12 @@ fn lookup(edition: Edition, name: &str) -> Option<HostFunction> {
 fn answer(
     mut guest: FunctionEnvMut<'_, GuestEnv>,
     call: impl FnOnce(&mut Wasi, &mut Memory<'_>) -> Answer,
-) -> Result<i32, Stop> {
+) -> Result<i32, RuntimeError> {
     let (env, store) = guest.data_and_store_mut();
     let Some(wasi) = env.wasi.as_mut() else {
         return Ok(Errno::Nosys.code());
     };
-    wasi.spend(1)?;
+    wasi.spend(1).map_err(thrown)?;
     let answer = match &env.memory {
         Some(memory) => call(wasi, &mut Memory::new(bytes(&mut memory.view(&store)))),
         None => call(wasi, &mut Memory::new(&mut [])),
@@ -224,8 +254,16 @@ fn answer(
     match answer {
         Ok(()) => Ok(0),
         Err(Failure::Errno(errno)) => Ok(errno.code()),
-        Err(Failure::Stop(stop)) => Err(stop),
+        Err(Failure::Stop(stop)) => Err(thrown(stop)),
     }
+}
+
+/// The end of the guest as an error that Wasmer passes on as it is. Of any other error it would make
+/// one of these itself, with a stack trace, which takes several microseconds under a lock of the whole
+/// process; and exiting is how most guests end.
+fn thrown(stop: Stop) -> RuntimeError {
+    let trap = Trap::user(Box::new(stop));
+    RuntimeError::new_from_source(trap.into(), Vec::new(), None)
 }
 
 /// A guest's memory for the time of one host call.

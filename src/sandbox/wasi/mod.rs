@@ -1,11 +1,11 @@
-//! WASI preview 1 of our own: stdio, clocks, randomness, arguments, environment. Nothing else is
-//! there.
+//! WASI preview 1 of our own: stdio, clocks, randomness, arguments, environment, and a read-only
+//! tree of files. Nothing else is there.
 //!
 //! The functions work on a plain byte slice ([`memory::Memory`]) and know no engine; [`link`] is
 //! the only file here that knows Wasmer. Names, layouts and error numbers are those of the
-//! `wasi_snapshot_preview1` witx documents. There are no preopened directories and no sockets, so
-//! every function on paths or sockets answers with an error number; a read-only tree of files would
-//! be another kind of descriptor beside [`descriptors::Stream`].
+//! `wasi_snapshot_preview1` witx documents. Descriptors 0 to 2 are the standard streams; 3 is the
+//! root of the file tree, where there is one, and the only way to any other descriptor. There are no
+//! sockets. Functions that would change a file or directory answer with an error number.
 //!
 //! A guest is hostile: every pointer and length is checked against its memory before anything is
 //! done, work per call is bounded, and a call that waits or loops looks at the stop signal and the
@@ -14,11 +14,14 @@
 mod clock;
 mod descriptors;
 mod errno;
+mod files;
 pub(super) mod link;
 mod memory;
+mod path;
 mod poll;
 mod process;
 mod random;
+mod stat;
 mod stdio;
 mod strings;
 #[cfg(test)]
@@ -27,9 +30,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
-
-use super::{Stdout, StopSignal};
+use super::{self as sandbox, Files, Stdout, StopSignal};
 use clock::Clocks;
 use descriptors::Descriptors;
 use errno::Errno;
@@ -41,14 +42,19 @@ use stdio::{Stderr, Stdin, Stdout as StdoutSink};
 /// deadline even if nobody interrupts it, and the ~25 ns of a clock reading vanish.
 const WORK_UNITS_PER_CHECK: u32 = 128;
 
+/// Most standard output that a guest may send to a pipe, and most randomness that it may ask for in
+/// one call, while it runs on a thread that must not wait. More ends it with [`Stop::WouldBlock`].
+pub(super) const INLINE_OUTPUT_MAX: u64 = 64 * 1024;
+
 /// What one guest gets from its host.
 pub(super) struct Config {
     /// `argv`, as far as each goes without a NUL byte.
     pub args: Vec<String>,
     /// Environment variables; one that holds a NUL byte, or a `=` in its name, is left out.
     pub env: Vec<(String, String)>,
-    /// All of standard input.
-    pub stdin: Bytes,
+    pub stdin: sandbox::Stdin,
+    /// What the guest finds as `/`.
+    pub files: Option<Arc<Files>>,
     pub stdout: Stdout,
     /// More standard output than this ends the guest with [`Stop::OutputLimit`].
     pub stdout_bytes_max: u64,
@@ -58,6 +64,10 @@ pub(super) struct Config {
     pub deadline: Instant,
     /// Tells waiting calls that nobody wants the answer any more.
     pub stop: Arc<StopSignal>,
+    /// Whether the thread may wait. If not, a call that would have to ends the guest with
+    /// [`Stop::WouldBlock`], and nothing that the guest writes leaves before [`Wasi::finish`], so
+    /// that it can be run again from the start with what [`Wasi::rewind`] gives back.
+    pub may_block: bool,
 }
 
 /// What a guest wrote.
@@ -83,6 +93,8 @@ pub(super) enum Stop {
     OutputLimit,
     #[error("nobody waits for the guest any more")]
     Cancelled,
+    #[error("the guest would have to wait, which its thread must not")]
+    WouldBlock,
 }
 
 /// Why a call did not succeed.
@@ -104,10 +116,12 @@ pub(super) struct Wasi {
     stdin: Stdin,
     stdout: StdoutSink,
     stderr: Stderr,
+    files: Option<Arc<Files>>,
     descriptors: Descriptors,
     clocks: Clocks,
     deadline: Instant,
     stop: Arc<StopSignal>,
+    may_block: bool,
     work_units: u32,
     /// Room for one call's buffer list, kept so that calls do not allocate.
     iovecs: Vec<Iovec>,
@@ -119,26 +133,45 @@ impl Wasi {
             args: config.args,
             env: config.env,
             stdin: Stdin::new(config.stdin),
-            stdout: StdoutSink::new(config.stdout, config.stdout_bytes_max),
+            stdout: StdoutSink::new(config.stdout, config.stdout_bytes_max, config.may_block),
             stderr: Stderr::new(config.stderr_bytes_max),
-            descriptors: Descriptors::default(),
+            descriptors: Descriptors::new(config.files.as_deref().map(Files::root)),
+            files: config.files,
             clocks: Clocks::start(Instant::now()),
             deadline: config.deadline,
             stop: config.stop,
+            may_block: config.may_block,
             work_units: 0,
             iovecs: Vec::new(),
         }
     }
 
-    /// The output so far. Closes the pipe, if there is one.
+    /// The output so far. If there is a pipe, it gets what was held back from it, and is closed.
     pub fn finish(self) -> Output {
         let stdout_bytes = self.stdout.bytes_total();
         let (stderr, stderr_truncated) = self.stderr.into_parts();
         Output {
-            stdout: self.stdout.into_collected(),
+            stdout: self.stdout.finish(),
             stderr,
             stderr_truncated,
             stdout_bytes,
+        }
+    }
+
+    /// What the guest was started with, to run it again from the start on a thread that may wait.
+    /// Only for a guest that might not: of it nothing has left yet.
+    pub fn rewind(self) -> Config {
+        Config {
+            args: self.args,
+            env: self.env,
+            stdin: self.stdin.rewind(),
+            files: self.files,
+            stdout_bytes_max: self.stdout.bytes_max(),
+            stdout: self.stdout.rewind(),
+            stderr_bytes_max: self.stderr.bytes_max(),
+            deadline: self.deadline,
+            stop: self.stop,
+            may_block: true,
         }
     }
 

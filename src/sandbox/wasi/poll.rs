@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::clock::{Clock, Clocks, RESOLUTION_NS};
-use super::descriptors::Stream;
+use super::descriptors::{Object, Stream};
 use super::errno::Errno;
 use super::memory::Memory;
-use super::{Answer, Stop, Wasi};
+use super::{Answer, Failure, Stop, Wasi};
+use crate::sandbox::input::Readiness;
 
 /// Most subscriptions in one call.
 pub(super) const SUBSCRIPTIONS_MAX: u32 = 1024;
@@ -46,6 +47,8 @@ enum Wanted {
     Time(Option<Instant>),
     /// A stream that is ready: the event's `nbytes` and `flags`.
     Ready(u64, u16),
+    /// Standard input, of which nothing is there yet.
+    Input,
     /// Something that can't be waited for; the event tells the guest.
     Failed(Errno),
 }
@@ -68,9 +71,9 @@ impl SubscriptionLayout {
 }
 
 impl Wasi {
-    /// Waits until a subscription has something to tell. Streams always have (input is all there,
-    /// output waits in the write if it must), so only calls that name nothing but times sleep, and
-    /// those no longer than the guest's deadline.
+    /// Waits until a subscription has something to tell, and no longer than the guest's deadline.
+    /// Output always has (it waits in the write if it must), and so have files, and input unless
+    /// more of it is on its way.
     pub(super) fn poll_oneoff(
         &mut self,
         memory: &mut Memory<'_>,
@@ -88,7 +91,7 @@ impl Wasi {
         memory.check(events_len_out, 4)?;
         self.spend(count / 16)?;
         let now = Instant::now();
-        let subscriptions = (0..count)
+        let mut subscriptions = (0..count)
             .map(|index| {
                 self.subscription(
                     memory,
@@ -97,11 +100,16 @@ impl Wasi {
                     now,
                 )
             })
-            .collect::<Result<Vec<_>, Errno>>()?;
-        let now = match self.wait_for(&subscriptions) {
-            Some(until) => self.sleep(until)?,
+            .collect::<Result<Vec<_>, Failure>>()?;
+        let now = match wait_for(&subscriptions) {
+            Some(wait) => self.wait(wait)?,
             None => now,
         };
+        for subscription in &mut subscriptions {
+            if let Wanted::Input = subscription.wanted {
+                subscription.wanted = self.input_wanted()?;
+            }
+        }
         let mut events = 0_u32;
         for subscription in &subscriptions {
             if let Some(event) = event_of(subscription, now) {
@@ -113,26 +121,21 @@ impl Wasi {
         Ok(())
     }
 
-    /// How long to sleep: `None` when something is ready without.
-    fn wait_for(&self, subscriptions: &[Subscription]) -> Option<Sleep> {
-        let mut earliest = Sleep::Forever;
-        for subscription in subscriptions {
-            match subscription.wanted {
-                Wanted::Ready(..) | Wanted::Failed(_) => return None,
-                Wanted::Time(None) => {}
-                Wanted::Time(Some(due)) => earliest = earliest.or_until(due),
-            }
-        }
-        Some(earliest)
-    }
-
-    /// Sleeps, at most until the deadline. Returns a time at which the sleep was over.
-    fn sleep(&mut self, sleep: Sleep) -> Result<Instant, Stop> {
-        let (until, in_time) = match sleep {
-            Sleep::Until(due) if due <= self.deadline => (due, true),
-            Sleep::Until(_) | Sleep::Forever => (self.deadline, false),
+    /// Waits, at most until the deadline. Returns a time at which the wait was over.
+    fn wait(&mut self, wait: Wait) -> Result<Instant, Stop> {
+        let (until, in_time) = match wait.until {
+            Some(due) if due <= self.deadline => (due, true),
+            Some(_) | None => (self.deadline, false),
         };
-        if self.stop.sleep_until(until) {
+        if !self.may_block && until > Instant::now() {
+            return Err(Stop::WouldBlock);
+        }
+        if wait.for_input {
+            match self.sleep_until_input(until)? {
+                Readiness::Bytes(_) | Readiness::Ended => return Ok(Instant::now()),
+                Readiness::Nothing => {}
+            }
+        } else if self.stop.sleep_until(until) {
             return Err(Stop::Cancelled);
         }
         if !in_time {
@@ -147,18 +150,19 @@ impl Wasi {
         layout: SubscriptionLayout,
         at: u32,
         now: Instant,
-    ) -> Result<Subscription, Errno> {
+    ) -> Result<Subscription, Failure> {
         let [kind] = memory.read_array(at + 8)?;
         let wanted = match kind {
             EVENT_CLOCK => clock_wanted(&self.clocks, memory, at + layout.clock_at(), now)?,
             EVENT_FD_READ | EVENT_FD_WRITE => {
                 let fd = u32::from_le_bytes(memory.read_array(at + 16)?);
-                match self.readiness(kind, fd) {
-                    Ok((nbytes, flags)) => Wanted::Ready(nbytes, flags),
-                    Err(errno) => Wanted::Failed(errno),
+                match self.stream_wanted(kind, fd) {
+                    Ok(wanted) => wanted,
+                    Err(Failure::Errno(errno)) => Wanted::Failed(errno),
+                    Err(Failure::Stop(stop)) => return Err(stop.into()),
                 }
             }
-            _ => return Err(Errno::Inval),
+            _ => return Err(Errno::Inval.into()),
         };
         Ok(Subscription {
             userdata: u64::from_le_bytes(memory.read_array(at)?),
@@ -167,32 +171,54 @@ impl Wasi {
         })
     }
 
-    /// `nbytes` and `flags` of a ready stream.
-    fn readiness(&mut self, kind: u8, fd: u32) -> Result<(u64, u16), Errno> {
-        match (self.descriptors.stream(fd)?, kind) {
-            (Stream::Stdin, EVENT_FD_READ) => {
-                let left = self.stdin.bytes_left() as u64;
-                Ok((left, if left == 0 { FD_HANGUP } else { 0 }))
+    fn stream_wanted(&mut self, kind: u8, fd: u32) -> Result<Wanted, Failure> {
+        let object = self.descriptors.get(fd)?.object;
+        match (object, kind) {
+            (Object::Stream(Stream::Stdin), EVENT_FD_READ) => Ok(self.input_wanted()?),
+            (Object::Stream(Stream::Stdout | Stream::Stderr), EVENT_FD_WRITE) => {
+                Ok(Wanted::Ready(WRITE_READY_BYTES, 0))
             }
-            (Stream::Stdout | Stream::Stderr, EVENT_FD_WRITE) => Ok((WRITE_READY_BYTES, 0)),
-            (Stream::Stdin | Stream::Stdout | Stream::Stderr, _) => Err(Errno::Badf),
+            (Object::File { node, position }, EVENT_FD_READ) => {
+                let left = self.files()?.node(node).size().saturating_sub(position);
+                Ok(Wanted::Ready(left, if left == 0 { FD_HANGUP } else { 0 }))
+            }
+            (Object::Stream(_) | Object::File { .. } | Object::Directory { .. }, _) => {
+                Err(Errno::Badf.into())
+            }
         }
+    }
+
+    fn input_wanted(&self) -> Result<Wanted, Stop> {
+        Ok(match self.input_readiness()? {
+            Readiness::Bytes(left) => Wanted::Ready(left as u64, 0),
+            Readiness::Ended => Wanted::Ready(0, FD_HANGUP),
+            Readiness::Nothing => Wanted::Input,
+        })
     }
 }
 
-#[derive(Clone, Copy)]
-enum Sleep {
-    Until(Instant),
-    Forever,
+/// What there is to wait for, when nothing is ready without.
+#[derive(Default)]
+struct Wait {
+    /// `None` is later than any deadline.
+    until: Option<Instant>,
+    for_input: bool,
 }
 
-impl Sleep {
-    fn or_until(self, due: Instant) -> Sleep {
-        match self {
-            Sleep::Until(other) => Sleep::Until(other.min(due)),
-            Sleep::Forever => Sleep::Until(due),
+/// `None` when something is ready without waiting.
+fn wait_for(subscriptions: &[Subscription]) -> Option<Wait> {
+    let mut wait = Wait::default();
+    for subscription in subscriptions {
+        match subscription.wanted {
+            Wanted::Ready(..) | Wanted::Failed(_) => return None,
+            Wanted::Input => wait.for_input = true,
+            Wanted::Time(None) => {}
+            Wanted::Time(Some(due)) => {
+                wait.until = Some(wait.until.map_or(due, |until| until.min(due)));
+            }
         }
     }
+    Some(wait)
 }
 
 /// A clock that does not exist fails alone, as its own event; unknown flags fail the call.
@@ -229,7 +255,7 @@ fn clock_wanted(
 fn event_of(subscription: &Subscription, now: Instant) -> Option<[u8; EVENT_BYTES as usize]> {
     let (errno, nbytes, flags) = match subscription.wanted {
         Wanted::Time(Some(due)) if due <= now => (0, 0, 0),
-        Wanted::Time(_) => return None,
+        Wanted::Time(_) | Wanted::Input => return None,
         Wanted::Ready(nbytes, flags) => (0, nbytes, flags),
         Wanted::Failed(errno) => (errno as u16, 0, 0),
     };

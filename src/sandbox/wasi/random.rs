@@ -2,7 +2,7 @@
 
 use super::errno::Errno;
 use super::memory::Memory;
-use super::{Answer, Wasi};
+use super::{Answer, INLINE_OUTPUT_MAX, Stop, Wasi};
 
 /// Random bytes made between two looks at the deadline.
 const CHUNK_BYTES: usize = 4096;
@@ -18,6 +18,9 @@ impl Wasi {
     /// it is handed guest pages that are write-protected to track changes.
     pub(super) fn random_get(&mut self, memory: &mut Memory<'_>, address: u32, len: u32) -> Answer {
         let target = memory.slice_mut(address, len)?;
+        if !self.may_block && u64::from(len) > INLINE_OUTPUT_MAX {
+            return Err(Stop::WouldBlock.into());
+        }
         let mut chunk = [0_u8; CHUNK_BYTES];
         for part in target.chunks_mut(CHUNK_BYTES) {
             self.spend(CHUNK_UNITS)?;

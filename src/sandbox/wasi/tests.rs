@@ -1,12 +1,16 @@
 use std::thread;
 use std::time::Duration;
 
-use super::descriptors::FilestatLayout;
+use bytes::Bytes;
+
+use super::files::{Opening, Whence};
 use super::memory::Memory;
 use super::poll::SubscriptionLayout;
+use super::stat::FilestatLayout;
 use super::*;
-use crate::sandbox::pipe;
+use crate::sandbox::{Stdin, input, pipe};
 
+mod files;
 mod streams;
 mod waiting;
 
@@ -33,12 +37,14 @@ fn config(stop: &Arc<StopSignal>) -> Config {
             ("A".to_owned(), "1".to_owned()),
             ("EMPTY".to_owned(), String::new()),
         ],
-        stdin: Bytes::from_static(b"hello, guest"),
+        stdin: Bytes::from_static(b"hello, guest").into(),
+        files: None,
         stdout: Stdout::Collect,
         stdout_bytes_max: 1000,
         stderr_bytes_max: 10,
         deadline: Instant::now() + Duration::from_secs(600),
         stop: Arc::clone(stop),
+        may_block: true,
     }
 }
 
@@ -88,6 +94,12 @@ impl Guest {
         let (iovecs, len) = self.iovecs(list);
         self.call(|wasi, memory| wasi.fd_write(memory, fd, iovecs, len, OUT))?;
         Ok(self.u32_at(OUT))
+    }
+
+    fn seek(&mut self, fd: u32, offset: i64, whence: Whence) -> Result<u64, Failure> {
+        let offset = offset.cast_unsigned();
+        self.call(|wasi, memory| wasi.fd_seek(memory, fd, offset, Some(whence), OUT))?;
+        Ok(self.u64_at(OUT))
     }
 
     fn bytes_at(&self, address: u32, len: usize) -> &[u8] {
@@ -187,7 +199,7 @@ fn clocks_advance_and_tell_nothing_of_the_host_uptime() {
         (1_000_000_000..1_000_000_000 + minute_ns).contains(&first),
         "{first}"
     );
-    let give_up = Instant::now() + Duration::from_secs(10);
+    let give_up = Instant::now() + Duration::from_secs(120);
     while guest.u64_at(OUT) == first {
         assert!(Instant::now() < give_up, "the clock stands still");
         guest
@@ -281,14 +293,11 @@ fn much_randomness_does_not_outlive_the_deadline_or_a_cancel() {
     let mut guest =
         Guest::with(|config| config.deadline = Instant::now() + Duration::from_millis(20));
     guest.memory = vec![0; 1 << 30];
-    let start = Instant::now();
     let answer = guest.call(|wasi, memory| wasi.random_get(memory, 0, 1 << 30));
     assert_eq!(answer, Err(Stop::TimeLimit.into()));
-    assert!(
-        start.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        start.elapsed()
-    );
+    // It was stopped on the way: the end of the buffer is as it was.
+    let last = guest.memory.len() - 4096;
+    assert!(guest.memory[last..].iter().all(|byte| *byte == 0));
 
     let mut guest = Guest::new();
     guest.stop.cancel();

@@ -1,359 +1,207 @@
-//! Guests and modules that mean harm: each ends in time, alone, and with the right name.
+//! The attack suite: what a stranger may send to take more than is given, to break out, or to take
+//! the gateway down. Each attack is declared once, and made twice: against the sandbox itself, by
+//! a test of the attack's name, with the code of each compiler; and, in groups, against the real
+//! gateway over HTTPS, which must be alive and correct afterwards, with its memory, its mappings,
+//! its descriptors and its child processes back where they were (`gateway`).
+//!
+//! | attack | where |
+//! |---|---|
+//! | endless loops: body, start section, recursion, mutual `call_indirect`, operators, host calls | `time` |
+//! | sleeping forever | `time` |
+//! | 2 GiB of randomness in one call | `time`, `host` |
+//! | stack overflow with small and huge frames, also in the start section and by `call_indirect` | `stack` |
+//! | memory of 4 GiB at start, growth to the limit and touching all | `memory` |
+//! | `table.grow` without end, huge tables | `memory` |
+//! | floods of stdout and stderr | `host` |
+//! | iovecs out of bounds, at the last byte, 2³²−1 of them | `host` |
+//! | `/etc/passwd` through every descriptor | `host` |
+//! | WASIX imports, unknown imports | `modules` |
+//! | component-model and truncated binaries | `modules` |
+//! | sections and vectors that claim 4 GiB | `modules` |
+//! | exported and imported names with control characters | `modules` |
+//! | 1,000,000 functions, 50,000 locals, one function of 7 MB, 50,000 nested blocks | `modules` |
+//! | huge `br_table`s, 100,000 data segments, 10 MB of custom sections | `modules`, `bombs` |
+//! | quadratic control flow, and what else keeps a compiler busy | `bombs` |
+//!
+//! The official suite's invalid and malformed modules are in `src/sandbox/check/tests/official.rs`
+//! and in `official`, limits one by one in `limits`.
 
-use std::time::{Duration, Instant};
+mod binary;
+mod bombs;
+mod gateway;
+mod host;
+mod memory;
+mod modules;
+mod stack;
+mod time;
+
+use std::time::Duration;
 
 use bytes::Bytes;
-use wasm_wizard::sandbox::{End, ModuleError, Sandbox};
+use wasm_wizard::sandbox::{End, ModuleError, Preparation, Sandbox};
 
-use super::{call, call_for, command, end, prepare, refused, run, sandbox, settings, wasm, within};
+use super::{PATIENCE, call, command, settings, within};
 
-const SOON: Duration = Duration::from_millis(100);
+/// How long a guest may run that would never end.
+const SHORT: Duration = Duration::from_millis(300);
 
-#[tokio::test]
-async fn endless_guests_end_at_the_deadline() {
-    for body in [
-        "(loop (br 0))",
-        "(loop (memory.fill (i32.const 0) (i32.const 1) (i32.const 65536)) (br 0))",
-        "(loop (drop (memory.grow (i32.const 1))) (br 0))",
-        "(loop (i32.store (i32.const 4) (i32.const 1))
-           (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 8))) (br 0))",
-    ] {
-        let begun = Instant::now();
-        let outcome = run(&command(body), call_for(SOON)).await;
-        assert_eq!(outcome.end, End::TimeLimit, "{body}");
-        assert!(outcome.usage.wall >= SOON, "{body}");
-        assert!(begun.elapsed() < Duration::from_secs(20), "{body}");
-    }
-    let in_start = "(module (func $s (loop (br 0))) (start $s) (func (export \"_start\")))";
-    assert_eq!(run(in_start, call_for(SOON)).await.end, End::TimeLimit);
-    let table = "(module (table 0 funcref) (func (export \"_start\")
-        (loop (drop (table.grow (ref.null func) (i32.const 1))) (br 0))))";
-    assert_eq!(run(table, call_for(SOON)).await.end, End::TimeLimit);
+/// One attack: modules that mean the same, and how each must end.
+struct Attack {
+    name: &'static str,
+    modules: fn() -> Vec<Vec<u8>>,
+    expected: Expected,
 }
 
-#[tokio::test]
-async fn one_large_fill_overruns_the_deadline_but_little() {
-    let text = "(module (memory (export \"memory\") 2048) (func (export \"_start\")
-        (loop (memory.fill (i32.const 0) (i32.const 7) (i32.const 134217728)) (br 0))))";
-    let outcome = run(text, call_for(Duration::from_millis(5))).await;
-    assert_eq!(outcome.end, End::TimeLimit);
-    assert!(
-        outcome.usage.wall < Duration::from_secs(3),
-        "{:?}",
-        outcome.usage.wall
-    );
+/// The only end that an attack may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// Refused before it is compiled, with these words among the reasons.
+    Invalid(&'static str),
+    /// Refused for what it asks for at its start.
+    OverLimit,
+    /// The compiler is stopped, or the module refused; or else the compiler copes, and then the
+    /// guest ends as it should.
+    Bounded,
+    Exits(i32),
+    Traps(&'static str),
+    TimeLimit,
+    MemoryLimit,
+    OutputLimit,
 }
 
-#[tokio::test]
-async fn recursion_of_every_kind_exhausts_the_stack_and_nothing_else() {
-    let many = |count: usize| "i64 ".repeat(count);
-    let zeros = |count: usize| "(i64.const 1) ".repeat(count);
-    // Live locals make large frames: each is written by a call before and read after.
-    let live = |count: usize| {
-        let sets: String = (0..count)
-            .map(|n| format!("(local.set {n} (call $value))"))
-            .collect();
-        let sums: String = (0..count)
-            .map(|n| format!("(i64.store (i32.const 0) (local.get {n}))"))
-            .collect();
-        format!(
-            "(module (memory 1) (func $value (result i64) (i64.load (i32.const 8)))
-               (func $r (local {}) {sets} (call $r) {sums})
-               (func (export \"_start\") (call $r)))",
-            many(count)
-        )
-    };
-    let cases = [
-        "(module (func $r (call $r)) (func (export \"_start\") (call $r)))".to_owned(),
-        live(1000),
-        live(5000),
-        format!(
-            "(module (func $r (param {}) (call $r {}) ) (func (export \"_start\") (call $r {})))",
-            many(1000),
-            zeros(1000),
-            zeros(1000)
-        ),
-        format!(
-            "(module (func $r (result {}) (call $r)) (func (export \"_start\") (call $r) {}))",
-            many(1000),
-            "drop ".repeat(1000)
-        ),
-        "(module (table 2 funcref) (elem (i32.const 0) $a $b)
-           (func $a (call_indirect (i32.const 1)) (call $n))
-           (func $b (call_indirect (i32.const 0)) (call $n)) (func $n)
-           (func (export \"_start\") (call $a)))"
-            .to_owned(),
-        "(module (func $s (call $s) (call $n)) (func $n) (start $s) (func (export \"_start\")))"
-            .to_owned(),
-    ];
-    for text in cases {
-        let end = within(120, end(&text)).await;
-        assert_eq!(
-            end,
-            End::Trap("call stack exhausted".into()),
-            "{}",
-            &text[..90]
-        );
-    }
-}
+const OVERFLOW: Expected = Expected::Traps("call stack exhausted");
 
-#[tokio::test]
-async fn the_end_of_the_stack_is_safe_wherever_it_is_met() {
-    // Recurses to the very end of the stack in steps of different sizes, and there calls what runs
-    // Rust code: a host function, bulk operators, growth; also with operands that trap.
-    let actions = [
-        "(drop (call $yield))",
-        "(memory.fill (i32.const 0) (i32.const 1) (i32.const 8))",
-        "(memory.fill (i32.const 0) (i32.const 1) (i32.const 65537))",
-        "(memory.copy (i32.const -1) (i32.const 1) (i32.const 8))",
-        "(memory.init $p (i32.const 0) (i32.const 0) (i32.const 9))",
-        "(drop (table.get (i32.const 99)))",
-        "(table.set (i32.const 99) (ref.null func))",
-        "(table.init $e (i32.const 0) (i32.const 0) (i32.const 9))",
-        "(table.fill (i32.const 0) (ref.null func) (i32.const 99))",
-        "(drop (memory.grow (i32.const 1)))",
-        "(drop (table.grow (ref.null func) (i32.const 1)))",
-        "(call $exit (i32.const 9))",
-    ];
-    for action in actions {
-        // Goes down until one step before the last that fits (learned by going too deep in a guest
-        // before it), then acts at each of the last depths.
-        let text = format!(
-            "(module
-               (import \"wasi_snapshot_preview1\" \"sched_yield\" (func $yield (result i32)))
-               (import \"wasi_snapshot_preview1\" \"proc_exit\" (func $exit (param i32)))
-               (import \"wasi_snapshot_preview1\" \"fd_read\"
-                 (func $read (param i32 i32 i32 i32) (result i32)))
-               (memory (export \"memory\") 1) (table 10 funcref) (data $p \"12345678\") (elem $e func 0)
-               (func $down (param $left i32) (param $pad i64)
-                 (if (local.get $left)
-                   (then (call $down (i32.sub (local.get $left) (i32.const 1)) (local.get $pad)))
-                   (else {action}))
-                 (i64.store (i32.const 16) (local.get $pad)))
-               (func (export \"_start\")
-                 (i32.store (i32.const 0) (i32.const 32)) (i32.store (i32.const 4) (i32.const 4))
-                 (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
-                 (call $down (i32.load (i32.const 32)) (i64.const 7))))"
-        );
-        let module = prepare(&text).await;
-        let end_at = |depth: u32| {
-            let mut call = call();
-            call.stdin = Bytes::copy_from_slice(&depth.to_le_bytes());
-            let module = module.clone();
-            async move { within(60, sandbox().run(module, call)).await.unwrap().end }
-        };
-        let overflow = End::Trap("call stack exhausted".into());
-        let (mut fits, mut too_deep) = (0, 200_000);
-        while too_deep - fits > 1 {
-            let middle = (fits + too_deep) / 2;
-            if end_at(middle).await == overflow {
-                too_deep = middle
-            } else {
-                fits = middle
+/// Declares attacks: a test of each one's name, and `ALL` of them.
+macro_rules! attacks {
+    ($($(#[$doc:meta])* $name:ident => $expected:expr, $modules:expr;)*) => {
+        pub(super) const ALL: &[$crate::sandbox::attacks::Attack] = &[
+            $($crate::sandbox::attacks::Attack {
+                name: stringify!($name),
+                modules: || $modules,
+                expected: $expected,
+            },)*
+        ];
+
+        $(
+            $(#[$doc])*
+            #[tokio::test]
+            async fn $name() {
+                let attack = ALL
+                    .iter()
+                    .find(|attack| attack.name == stringify!($name))
+                    .expect("it is declared above");
+                attack.against_the_sandbox().await;
             }
-        }
-        for depth in too_deep.saturating_sub(120)..too_deep + 3 {
-            let end = end_at(depth).await;
-            assert!(
-                !matches!(end, End::HostError(_) | End::TimeLimit),
-                "{action}: {end:?}"
-            );
-        }
-    }
-    // The process, its allocator and its locks are well.
-    assert_eq!(end(&command("(nop)")).await, End::Exit(0));
-}
-
-#[tokio::test]
-async fn memory_is_limited_from_the_start_and_in_growth() {
-    let four_gib = "(module (memory (export \"memory\") 65536) (func (export \"_start\")))";
-    let outcome = run(four_gib, call()).await;
-    assert_eq!(
-        (outcome.end, outcome.usage.memory_peak_bytes),
-        (End::MemoryLimit, 0)
-    );
-
-    // Grows page by page to the limit, writes to every page, and returns.
-    let grow = command(
-        "(loop (if (i32.ge_s (memory.grow (i32.const 1)) (i32.const 0)) (then
-           (i32.store (i32.sub (i32.shl (memory.size) (i32.const 16)) (i32.const 4)) (i32.const 7))
-           (br 1))))",
-    );
-    let mut small = call();
-    small.limits.memory_bytes_max = 64 << 20;
-    let outcome = run(&grow, small).await;
-    assert_eq!(
-        (outcome.end, outcome.usage.memory_peak_bytes),
-        (End::Exit(0), 64 << 20)
-    );
-
-    // Who fails of the refusal ends by it; who fails of a maximum of its own does not.
-    for (body, expected) in [
-        (
-            "(if (i32.lt_s (memory.grow (i32.const 60000)) (i32.const 0)) (then unreachable))",
-            End::MemoryLimit,
-        ),
-        (
-            "(drop (memory.grow (i32.const 60000))) (call $exit (i32.const 2))",
-            End::MemoryLimit,
-        ),
-        (
-            "(drop (memory.grow (i32.const 60000))) (call $exit (i32.const 0))",
-            End::Exit(0),
-        ),
-        (
-            "(drop (memory.grow (i32.const 100000))) unreachable",
-            End::Trap("unreachable".into()),
-        ),
-    ] {
-        assert_eq!(end(&command(body)).await, expected, "{body}");
-    }
-    let own = "(module (memory (export \"memory\") 1 2) (func (export \"_start\")
-        (if (i32.lt_s (memory.grow (i32.const 2)) (i32.const 0)) (then unreachable))))";
-    assert_eq!(end(own).await, End::Trap("unreachable".into()));
-    // A limit that is no whole number of pages, and none at all.
-    for (limit, expected) in [
-        (65536 * 2 - 1, End::Exit(0)),
-        (65535, End::MemoryLimit),
-        (0, End::MemoryLimit),
-    ] {
-        let mut odd = call();
-        odd.limits.memory_bytes_max = limit;
-        assert_eq!(run(&command("(nop)"), odd).await.end, expected);
-    }
-}
-
-#[tokio::test]
-async fn tables_are_limited_from_the_start_and_in_growth() {
-    let large = refused(wasm(
-        "(module (table 10000000 funcref) (func (export \"_start\")))",
-    ))
-    .await;
-    assert!(matches!(large, ModuleError::OverLimit(_)), "{large}");
-    let grow = "(module (table 1 funcref) (func (export \"_start\")
-        (if (i32.ne (table.grow (ref.null func) (i32.const 19999)) (i32.const 1)) (then unreachable))
-        (if (i32.ne (table.grow (ref.null func) (i32.const 1)) (i32.const -1)) (then unreachable))
-        (if (i32.ne (table.size) (i32.const 20000)) (then unreachable))))";
-    assert_eq!(end(grow).await, End::Exit(0));
-}
-
-#[tokio::test]
-async fn output_is_limited() {
-    let flood = command(
-        "(i32.store (i32.const 4) (i32.const 60000))
-         (loop (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))) (br 0))",
-    );
-    let outcome = run(&flood, call()).await;
-    assert_eq!(outcome.end, End::OutputLimit);
-    assert!(outcome.stdout.len() <= 1 << 20);
-}
-
-#[tokio::test]
-async fn hostile_modules_are_refused_in_time() {
-    let garbage = Bytes::from_static(b"\0asm\x01\0\0\0\x01\xff\xff\xff\xff\x0f");
-    assert!(matches!(refused(garbage).await, ModuleError::Invalid(_)));
-    let component = refused(Bytes::from_static(b"\0asm\x0d\0\x01\0"))
-        .await
-        .to_string();
-    assert!(component.contains("component"));
-    let unknown = refused(wasm(
-        "(module (import \"env\" \"evil\\n\" (func)) (func (export \"_start\")))",
-    ));
-    assert!(unknown.await.to_string().contains(r#""env"."evil\n""#));
-    let wasix = refused(wasm(
-        "(module (import \"wasix_32v1\" \"proc_fork\" (func (param i32 i32) (result i32)))
-           (func (export \"_start\")))",
-    ));
-    assert!(wasix.await.to_string().contains("WASIX"));
-}
-
-/// Bombs: small modules that keep a compiler busy.
-fn bombs() -> Vec<Bytes> {
-    let loops = format!(
-        "(module (func (export \"_start\") (local i32 i64) {}{}))",
-        "(loop (br_if 0 (i32.const 0)) ".repeat(15_000),
-        ")".repeat(15_000)
-    );
-    let locals = format!(
-        "(module (func (export \"_start\") (local {}) {}))",
-        "i32 ".repeat(19_000),
-        (0..19_000)
-            .map(|n| format!(
-                "(if (local.get {n}) (then (local.set {} (i32.const {n}))))",
-                (n * 7) % 19_000
-            ))
-            .collect::<String>()
-    );
-    vec![wasm(&loops), wasm(&locals)]
-}
-
-#[tokio::test]
-async fn compile_bombs_cost_a_bounded_time() {
-    let mut tight = settings();
-    tight.compile.timeout = Duration::from_secs(3);
-    tight.compile.memory_bytes_max = 1 << 30;
-    let sandbox = Sandbox::start(tight).unwrap();
-    for bomb in bombs() {
-        let begun = Instant::now();
-        let error = sandbox
-            .prepare(bomb.clone())
-            .await
-            .expect_err("a bomb does not compile");
-        assert!(
-            matches!(
-                error,
-                ModuleError::CompileLimit(_) | ModuleError::Invalid(_)
-            ),
-            "{error:?}"
-        );
-        assert!(
-            begun.elapsed() < Duration::from_secs(30),
-            "{:?}",
-            begun.elapsed()
-        );
-        // The second time costs nothing.
-        let again = Instant::now();
-        sandbox.prepare(bomb).await.unwrap_err();
-        assert!(again.elapsed() < Duration::from_secs(1));
-    }
-}
-
-#[tokio::test]
-async fn a_compile_without_memory_is_a_limit() {
-    let mut tight = settings();
-    tight.compile.memory_bytes_max = 64 << 20;
-    let sandbox = Sandbox::start(tight).unwrap();
-    let functions = format!(
-        "(func (param i64 i64) (result i64) {} (local.get 0))",
-        "(local.set 0 (i64.mul (local.get 0) (i64.add (local.get 1) (i64.const 3))))"
-            .repeat(20_000)
-    );
-    let text = format!("(module (func (export \"_start\")) {functions})");
-    let error = sandbox.prepare(wasm(&text)).await.unwrap_err();
-    assert!(matches!(error, ModuleError::CompileLimit(_)), "{error:?}");
-    // What is small compiles still, or is refused the same way.
-    let small = sandbox.prepare(wasm(&command("(nop)"))).await;
-    assert!(
-        matches!(small, Ok(_) | Err(ModuleError::CompileLimit(_))),
-        "{small:?}"
-    );
-}
-
-#[tokio::test]
-async fn many_functions_compile_and_one_more_is_refused() {
-    let module = |count: usize| {
-        wasm(&format!(
-            "(module (func (export \"_start\")) {})",
-            "(func)".repeat(count - 1)
-        ))
+        )*
     };
-    let prepared = within(120, sandbox().prepare(module(20_000)))
+}
+use attacks;
+
+impl Attack {
+    /// Makes the attack on a sandbox of its own for each compiler, which must go on working.
+    async fn against_the_sandbox(&self) {
+        let mut settings = settings();
+        if self.expected == Expected::Bounded {
+            settings.compile.timeout = Duration::from_secs(3);
+            settings.compile.memory_bytes_max = 1 << 30;
+        }
+        for preparation in [Preparation::Fast, Preparation::Optimised] {
+            let sandbox = Sandbox::start(settings.clone()).unwrap();
+            for (index, module) in (self.modules)().into_iter().enumerate() {
+                let which = format!("{} {index}, {preparation:?}", self.name);
+                within(self.against(&sandbox, preparation, module.into(), &which)).await;
+            }
+            is_well(&sandbox).await;
+            let load = sandbox.load();
+            assert_eq!((load.running, load.queued), (0, 0), "{}", self.name);
+        }
+    }
+
+    async fn against(
+        &self,
+        sandbox: &Sandbox,
+        preparation: Preparation,
+        module: Bytes,
+        which: &str,
+    ) {
+        let prepared = match sandbox.prepare(module, preparation).await {
+            Ok(prepared) => prepared,
+            Err(error) => return self.refused(&error, which),
+        };
+        let mut call = call();
+        call.limits.deadline = match self.expected {
+            Expected::TimeLimit => SHORT,
+            _ => PATIENCE,
+        };
+        let outcome = sandbox.run(prepared, call).await.unwrap();
+        let end = outcome.end;
+        let expected = match self.expected {
+            Expected::Invalid(_) | Expected::OverLimit => panic!("{which} is accepted: {end:?}"),
+            Expected::Bounded => End::Exit(0),
+            Expected::Exits(code) => End::Exit(code),
+            Expected::Traps(text) => End::Trap(text.into()),
+            Expected::TimeLimit => End::TimeLimit,
+            Expected::MemoryLimit => End::MemoryLimit,
+            Expected::OutputLimit => End::OutputLimit,
+        };
+        assert_eq!(end, expected, "{which}");
+        assert!(
+            end != End::TimeLimit || outcome.usage.wall >= SHORT,
+            "{which}"
+        );
+    }
+
+    fn refused(&self, error: &ModuleError, which: &str) {
+        let text = error.to_string();
+        assert!(!text.contains(char::is_control), "{which}: {text:?}");
+        let fits = match (self.expected, error) {
+            (Expected::Invalid(says), ModuleError::Invalid(text)) => text.contains(says),
+            (Expected::OverLimit, ModuleError::OverLimit(_)) => true,
+            (
+                Expected::Bounded,
+                ModuleError::Invalid(_) | ModuleError::OverLimit(_) | ModuleError::CompileLimit(_),
+            ) => true,
+            (_, _) => false,
+        };
+        assert!(fits, "{which}: {error:?}");
+    }
+}
+
+/// The next guest gets what it should.
+async fn is_well(sandbox: &Sandbox) {
+    let hello = text(
+        "(module
+           (import \"wasi_snapshot_preview1\" \"fd_write\"
+             (func $write (param i32 i32 i32 i32) (result i32)))
+           (memory (export \"memory\") 1)
+           (data (i32.const 0) \"\\10\\00\\00\\00\\05\\00\\00\\00\") (data (i32.const 16) \"still\")
+           (func (export \"_start\")
+             (if (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))
+               (then unreachable))))",
+    );
+    let module = within(sandbox.prepare(hello.into(), Preparation::Optimised))
         .await
         .unwrap();
+    let outcome = within(sandbox.run(module, call())).await.unwrap();
     assert_eq!(
-        sandbox().run(prepared, call()).await.unwrap().end,
-        End::Exit(0)
+        (outcome.end, &outcome.stdout[..]),
+        (End::Exit(0), &b"still"[..])
     );
-    let error = refused(module(50_001)).await.to_string();
-    assert!(error.contains("too many functions"), "{error}");
+}
+
+/// A module from text.
+fn text(text: &str) -> Vec<u8> {
+    wat::parse_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// One module with `body` as `_start`; see [`command`] for what is around it.
+fn body(body: &str) -> Vec<u8> {
+    text(&command(body))
+}
+
+/// One module with these fields and `body` as `_start`.
+fn module(fields: &str, body: &str) -> Vec<u8> {
+    text(&format!(
+        "(module {fields} (func (export \"_start\") {body}))"
+    ))
 }

@@ -1,47 +1,65 @@
 //! Callers: many at a time, and those that go away.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasm_wizard::sandbox::{End, ModuleError, RunError, Sandbox};
+use bytes::Bytes;
+use tempfile::TempDir;
+use wasm_wizard::sandbox::{End, ModuleError, Preparation, RunError, Sandbox, Settings};
 
-use super::{call, command, prepare, sandbox, settings, until, wasm, within};
+use super::{PATIENCE, call, command, prepare, sandbox, settings, until, wasm, within};
 
-/// Slow to compile, but not for ever.
-fn slow(number: u32) -> String {
-    let body =
-        "(local.set 0 (i64.mul (local.get 0) (i64.add (local.get 1) (i64.const 3))))".repeat(800);
-    format!(
-        "(module (global i32 (i32.const {number})) (func (export \"_start\")) {})",
-        format!("(func (param i64 i64) (result i64) {body} (local.get 0))").repeat(60)
-    )
+/// A compile worker that begins when it is let: what happens during a compile happens during this
+/// one, however fast or slow the machine is.
+struct HeldWorker {
+    folder: TempDir,
+    settings: Settings,
 }
 
-/// Children of this process that are compile workers now.
-fn workers() -> usize {
-    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
-        return 0;
-    };
-    tasks
-        .flatten()
-        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-        .flat_map(|children| {
-            children
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
-        .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).ok())
-        .filter(|line| line.contains("compile-worker"))
-        .count()
+impl HeldWorker {
+    fn new() -> HeldWorker {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = settings();
+        let here = folder.path().display();
+        let script = format!(
+            "#!/bin/sh\n: > {here}/started\n\
+             while [ ! -e {here}/go ]; do sleep 0.02 < /dev/null > /dev/null; done\n\
+             exec {} \"$@\"\n",
+            settings.compile.worker.display()
+        );
+        settings.compile.worker = folder.path().join("worker");
+        fs::write(&settings.compile.worker, script).unwrap();
+        let executable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&settings.compile.worker, executable).unwrap();
+        HeldWorker { folder, settings }
+    }
+
+    fn has_started(&self) -> bool {
+        self.folder.path().join("started").exists()
+    }
+
+    fn release(&self) {
+        fs::write(self.folder.path().join("go"), "").unwrap();
+    }
+}
+
+/// A module of its own for each number.
+fn numbered(number: u32) -> Bytes {
+    wasm(&format!(
+        "(module (global i32 (i32.const {number})) (func (export \"_start\")))"
+    ))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_hundred_guests_run_at_a_time_and_stop_with_their_callers() {
-    let sandbox = Sandbox::start(settings()).unwrap();
+    // One caller never gets all places.
+    let mut roomy = settings();
+    (roomy.guests_max, roomy.guests_per_share_max) = (200, 200);
+    let sandbox = Sandbox::start(roomy).unwrap();
     let module = sandbox
-        .prepare(wasm(&command("(loop (br 0))")))
+        .prepare(wasm(&command("(loop (br 0))")), Preparation::Optimised)
         .await
         .unwrap();
     let guests: Vec<_> = (0..100)
@@ -63,7 +81,7 @@ async fn a_hundred_guests_run_at_a_time_and_stop_with_their_callers() {
         })
         .collect();
     for guest in guests {
-        assert_eq!(within(120, guest).await.unwrap(), End::Exit(0));
+        assert_eq!(within(guest).await.unwrap(), End::Exit(0));
     }
 }
 
@@ -73,7 +91,7 @@ async fn full_and_shut_down_sandboxes_say_so() {
     (small.guests_max, small.queue_max) = (1, 0);
     let sandbox = Sandbox::start(small).unwrap();
     let module = sandbox
-        .prepare(wasm(&command("(loop (br 0))")))
+        .prepare(wasm(&command("(loop (br 0))")), Preparation::Optimised)
         .await
         .unwrap();
     let running = {
@@ -94,17 +112,24 @@ async fn full_and_shut_down_sandboxes_say_so() {
 
 #[tokio::test]
 async fn callers_for_the_same_bytes_share_one_compile() {
-    let bytes = wasm(&slow(1));
-    let sandbox = Sandbox::start(settings()).unwrap();
+    let held = HeldWorker::new();
+    let sandbox = Sandbox::start(held.settings.clone()).unwrap();
     let callers: Vec<_> = (0..20)
         .map(|_| {
-            let (sandbox, bytes) = (sandbox.clone(), bytes.clone());
-            tokio::spawn(async move { sandbox.prepare(bytes).await.unwrap() })
+            let sandbox = sandbox.clone();
+            tokio::spawn(async move {
+                sandbox
+                    .prepare(numbered(1), Preparation::Optimised)
+                    .await
+                    .unwrap()
+            })
         })
         .collect();
+    until("a worker", || held.has_started()).await;
+    held.release();
     let mut modules = Vec::new();
     for caller in callers {
-        modules.push(within(120, caller).await.unwrap());
+        modules.push(within(caller).await.unwrap());
     }
     assert!(
         modules
@@ -115,37 +140,53 @@ async fn callers_for_the_same_bytes_share_one_compile() {
 
 #[tokio::test]
 async fn a_compile_outlives_a_caller_but_not_the_last() {
-    let sandbox = Sandbox::start(settings()).unwrap();
+    let held = HeldWorker::new();
+    let sandbox = Sandbox::start(held.settings.clone()).unwrap();
     let spawn = |number| {
-        let (sandbox, bytes) = (sandbox.clone(), wasm(&slow(number)));
-        tokio::spawn(async move { sandbox.prepare(bytes).await })
+        let sandbox = sandbox.clone();
+        tokio::spawn(async move {
+            sandbox
+                .prepare(numbered(number), Preparation::Optimised)
+                .await
+        })
     };
-    let (leaver, stayer) = (spawn(2), spawn(2));
-    until("a worker", || workers() > 0).await;
+    let (leaver, stayer, abandoned) = (spawn(2), spawn(2), spawn(3));
+    until("a worker", || held.has_started()).await;
     leaver.abort();
-    within(120, stayer).await.unwrap().unwrap();
-
-    let bytes = wasm(&slow(3));
-    let abandoned = spawn(3);
-    until("a worker", || workers() > 0).await;
     abandoned.abort();
+    held.release();
+    within(stayer).await.unwrap().unwrap();
     // Asked for again, it is made again, whatever became of the first.
-    within(120, sandbox.prepare(bytes)).await.unwrap();
+    within(sandbox.prepare(numbered(3), Preparation::Optimised))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn the_compile_queue_is_bounded() {
-    let mut small = settings();
-    (small.compile.workers_max, small.compile.queue_max) = (1, 1);
-    let sandbox = Sandbox::start(small).unwrap();
+    let mut held = HeldWorker::new();
+    let compile = &mut held.settings.compile;
+    (compile.workers_max, compile.queue_max) = (1, 1);
+    let sandbox = Sandbox::start(held.settings.clone()).unwrap();
     let spawn = |number| {
-        let (sandbox, bytes) = (sandbox.clone(), wasm(&slow(number)));
-        tokio::spawn(async move { sandbox.prepare(bytes).await.map(drop) })
+        let sandbox = sandbox.clone();
+        tokio::spawn(async move {
+            sandbox
+                .prepare(numbered(number), Preparation::Optimised)
+                .await
+                .map(drop)
+        })
     };
     let callers: Vec<_> = (10..14).map(spawn).collect();
+    // One is compiled, one waits, and the others need not wait to be told.
+    until("two refusals", || {
+        callers.iter().filter(|caller| caller.is_finished()).count() == 2
+    })
+    .await;
+    held.release();
     let mut busy = 0;
     for caller in callers {
-        match within(200, caller).await.unwrap() {
+        match within(caller).await.unwrap() {
             Ok(()) => {}
             Err(ModuleError::Busy) => busy += 1,
             Err(other) => panic!("{other:?}"),
@@ -156,7 +197,8 @@ async fn the_compile_queue_is_bounded() {
 
 #[test]
 fn a_runtime_that_ends_leaves_the_sandbox_whole() {
-    let sandbox = Sandbox::start(settings()).unwrap();
+    let held = HeldWorker::new();
+    let sandbox = Sandbox::start(held.settings.clone()).unwrap();
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -165,14 +207,15 @@ fn a_runtime_that_ends_leaves_the_sandbox_whole() {
     };
     let first = runtime();
     let task = {
-        let (sandbox, bytes) = (sandbox.clone(), wasm(&slow(20)));
-        first.spawn(async move { sandbox.prepare(bytes).await })
+        let sandbox = sandbox.clone();
+        first.spawn(async move { sandbox.prepare(numbered(20), Preparation::Optimised).await })
     };
-    first.block_on(until("a worker", || workers() > 0));
+    first.block_on(until("a worker", || held.has_started()));
     drop(task);
     drop(first);
+    held.release();
     let module = runtime()
-        .block_on(sandbox.prepare(wasm(&command("(nop) (nop)"))))
+        .block_on(sandbox.prepare(numbered(21), Preparation::Optimised))
         .unwrap();
     let outcome = runtime().block_on(sandbox.run(module, call())).unwrap();
     assert_eq!(outcome.end, End::Exit(0));
@@ -204,7 +247,7 @@ async fn memory_comes_back_after_an_attack() {
         );
     }
     // Other tests run beside this one, so the bound is loose; thirty guests wrote three GiB.
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + PATIENCE;
     while resident() > 1 << 30 {
         assert!(
             std::time::Instant::now() < deadline,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use wasm_wizard::sandbox::{End, ModuleHash, Stdout, pipe};
+use wasm_wizard::sandbox::{End, ModuleHash, Preparation, Stdout, pipe};
 
 use super::{call, command, end, prepare, run, sandbox, settings, wasm};
 
@@ -55,12 +55,12 @@ async fn output_and_usage_come_back() {
 async fn input_is_echoed_whole_and_piped_output_streams() {
     let input: Vec<u8> = (0..500_000u32).map(|n| (n / 3) as u8).collect();
     let mut echo = call();
-    echo.stdin = Bytes::from(input.clone());
+    echo.stdin = Bytes::from(input.clone()).into();
     assert!(run(ECHO, echo).await.stdout == input);
 
     let (writer, mut reader) = pipe(4096);
     let mut echo = call();
-    echo.stdin = Bytes::from(input.clone());
+    echo.stdin = Bytes::from(input.clone()).into();
     echo.stdout = Stdout::Pipe(writer);
     let module = prepare(ECHO).await;
     let running = tokio::spawn(async move { sandbox().run(module, echo).await.unwrap() });
@@ -242,8 +242,14 @@ async fn a_module_is_prepared_once_and_found_by_its_hash() {
     let hash = ModuleHash::of(&bytes);
     assert!(sandbox().prepared(&hash).is_none());
     sandbox().check(&bytes).unwrap();
-    let first = sandbox().prepare(bytes.clone()).await.unwrap();
-    let second = sandbox().prepare(bytes).await.unwrap();
+    let first = sandbox()
+        .prepare(bytes.clone(), Preparation::Optimised)
+        .await
+        .unwrap();
+    let second = sandbox()
+        .prepare(bytes, Preparation::Optimised)
+        .await
+        .unwrap();
     let third = sandbox().prepared(&hash).unwrap();
     assert_eq!(first.hash(), hash);
     assert!(std::sync::Arc::ptr_eq(&first, &second) && std::sync::Arc::ptr_eq(&first, &third));

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 use wasm_wizard::auth::{self, AuthError, Authenticator, Principal, Role, Salt, first_admin};
 use wasm_wizard::store::{Settings, Store, StoreError};
 
 use super::{Database, contract, is_unavailable, module, until, user};
-use crate::support::postgres;
+use crate::support::{PATIENCE, postgres};
 
 contract!(
     a_closed_store_is_unavailable,
@@ -141,7 +141,7 @@ async fn sqlite_files_that_are_none_are_refused() {
     fs::remove_file(file).unwrap();
     fs::create_dir(file).unwrap();
     let settings = Settings {
-        acquire_timeout: Duration::from_millis(100),
+        acquire_timeout: Duration::from_secs(2),
         ..database.settings()
     };
     let error = Store::connect(&settings).await.err().unwrap();
@@ -153,7 +153,7 @@ async fn a_busy_sqlite_is_unavailable_in_bounded_time() {
     let database = Database::sqlite();
     let store = database.migrated().await;
     let settings = Settings {
-        acquire_timeout: Duration::from_millis(200),
+        acquire_timeout: Duration::from_secs(2),
         ..database.settings()
     };
     let hurried = Store::connect(&settings).await.unwrap();
@@ -200,18 +200,17 @@ async fn no_error_shows_the_password() {
     let option = format!("{}?sslmode=often&password=hunter2", server.url());
     let database = format!("{}_there_is_not", server.url());
     for url in [wrong, closed, broken, unencoded, option, database] {
-        let acquire_timeout = Duration::from_millis(300);
+        let acquire_timeout = Duration::from_secs(1);
         let settings = Settings {
             url,
             connections_max: 1,
             acquire_timeout,
         };
-        let started = Instant::now();
-        let error = Store::connect(&settings).await.err().unwrap();
+        let connecting = tokio::time::timeout(PATIENCE, Store::connect(&settings));
+        let error = connecting.await.unwrap().err().unwrap();
         let shown = format!("{error} {error:?} {settings:?}");
         assert!(!shown.contains(server.password()), "{shown}");
         assert!(!shown.contains("hunter2"), "{shown}");
-        assert!(started.elapsed() < Duration::from_secs(20));
     }
 }
 
@@ -222,7 +221,7 @@ async fn ping_tells_when_postgres_is_gone_and_when_it_is_back() {
     let settings = Settings {
         url,
         connections_max: 4,
-        acquire_timeout: Duration::from_millis(800),
+        acquire_timeout: Duration::from_secs(3),
     };
     let store = Store::connect(&settings).await.unwrap();
     store.migrate().await.unwrap();
@@ -230,13 +229,8 @@ async fn ping_tells_when_postgres_is_gone_and_when_it_is_back() {
     store.ping().await.unwrap();
 
     server.kill();
-    let started = Instant::now();
-    assert!(is_unavailable(&store.ping().await));
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
+    let ping = tokio::time::timeout(PATIENCE, store.ping());
+    assert!(is_unavailable(&ping.await.unwrap()));
     assert!(is_unavailable(&store.users_count().await));
     server.start().await;
     until("ping after a restart", async || store.ping().await.is_ok()).await;
@@ -247,13 +241,8 @@ async fn ping_tells_when_postgres_is_gone_and_when_it_is_back() {
 
     // A server that neither answers nor closes its connections, as behind a dead network.
     server.freeze();
-    let started = Instant::now();
-    assert!(is_unavailable(&store.ping().await));
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
+    let ping = tokio::time::timeout(PATIENCE, store.ping());
+    assert!(is_unavailable(&ping.await.unwrap()));
     server.thaw();
     until("ping after a thaw", async || store.ping().await.is_ok()).await;
 
@@ -270,7 +259,7 @@ async fn keys_in_memory_outlive_an_outage_and_new_ones_return_with_the_database(
     let settings = Settings {
         url,
         connections_max: 4,
-        acquire_timeout: Duration::from_millis(500),
+        acquire_timeout: Duration::from_secs(3),
     };
     let store = Store::connect(&settings).await.unwrap();
     store.migrate().await.unwrap();

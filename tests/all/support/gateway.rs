@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{free_port, root};
+use super::{PATIENCE, free_port, root};
 
 /// A gateway to be started.
 pub struct Builder {
@@ -158,7 +158,7 @@ impl Builder {
 impl Gateway {
     /// Waits until it says that it is; fails with its log when it ended instead.
     fn become_ready(&mut self) -> Result<(), String> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + PATIENCE;
         while !self.stderr().contains("the gateway is ready") {
             if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
                 // The threads that collect its output may be a moment behind.
@@ -222,7 +222,7 @@ impl Gateway {
         reqwest::Client::builder()
             .tls_certs_only([reqwest::Certificate::from_pem(&pem).unwrap()])
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(Duration::from_secs(30))
+            .timeout(PATIENCE)
     }
 
     /// Waits until this many guests run.
@@ -249,7 +249,12 @@ impl Gateway {
     }
 
     /// Waits for the end of the process.
-    pub fn wait(&mut self, within: Duration) -> ExitStatus {
+    pub fn wait(&mut self) -> ExitStatus {
+        self.wait_for(PATIENCE)
+    }
+
+    /// Waits for the end of the process, which must come sooner than some other event would.
+    pub fn wait_for(&mut self, within: Duration) -> ExitStatus {
         let deadline = Instant::now() + within;
         let child = self.child.as_mut().unwrap();
         loop {

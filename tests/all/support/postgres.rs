@@ -19,7 +19,7 @@ use tokio::sync::OnceCell;
 const DEFAULT_BIN: &str = "/usr/lib/postgresql/15/bin";
 
 /// Longest wait for a server to accept connections: other tests may hold the machine.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The URL of a new, empty database on the shared server.
 pub async fn database() -> String {

@@ -143,8 +143,8 @@ fn set_request(env: &mut Environment, request: &Request<'_>, path: &SplitPath<'_
     env.set("X_MATCHED_ROUTE", request.route_path);
     env.set("X_FULL_URL", &full_url(request));
     env.set("X_REQUEST_ID", request.request_id);
-    if !request.body.is_empty() || request.headers.contains_key(header::CONTENT_LENGTH) {
-        env.set("CONTENT_LENGTH", &request.body.len().to_string());
+    if let Some(length) = request.content_length {
+        env.set("CONTENT_LENGTH", &length.to_string());
     }
     if let Some(value) = request.headers.get(header::CONTENT_TYPE) {
         env.set("CONTENT_TYPE", &text(value));

@@ -11,6 +11,7 @@ use super::*;
 use crate::sandbox::{Stdout, StopSignal};
 
 mod examples;
+mod table;
 
 const PREVIEW1: &str = "wasi_snapshot_preview1";
 
@@ -44,16 +45,16 @@ const FUNCTIONS: [(&str, &str, i32, i32); 45] = [
     ("fd_sync", "i", 28, 8),
     ("fd_tell", "ii", 70, 8),
     ("fd_write", "iiii", 8, 8),
-    ("path_create_directory", "iii", 8, 8),
-    ("path_filestat_get", "iiiii", 8, 8),
-    ("path_filestat_set_times", "iiiiIIi", 8, 8),
-    ("path_link", "iiiiiii", 8, 8),
-    ("path_open", "iiiiiIIii", 8, 8),
-    ("path_readlink", "iiiiii", 8, 8),
-    ("path_remove_directory", "iii", 8, 8),
-    ("path_rename", "iiiiii", 8, 8),
-    ("path_symlink", "iiiii", 8, 8),
-    ("path_unlink_file", "iii", 8, 8),
+    ("path_create_directory", "iii", 54, 8),
+    ("path_filestat_get", "iiiii", 54, 8),
+    ("path_filestat_set_times", "iiiiIIi", 54, 8),
+    ("path_link", "iiiiiii", 54, 8),
+    ("path_open", "iiiiiIIii", 54, 8),
+    ("path_readlink", "iiiiii", 54, 8),
+    ("path_remove_directory", "iii", 54, 8),
+    ("path_rename", "iiiiii", 54, 8),
+    ("path_symlink", "iiiii", 54, 8),
+    ("path_unlink_file", "iii", 54, 8),
     ("poll_oneoff", "iiii", 28, 28),
     ("proc_raise", "i", 52, 52),
     ("sched_yield", "", 0, 0),
@@ -75,12 +76,14 @@ fn config() -> Config {
     Config {
         args: vec!["guest".to_owned()],
         env: vec![("A".to_owned(), "1".to_owned())],
-        stdin: Bytes::new(),
+        stdin: Bytes::new().into(),
+        files: None,
         stdout: Stdout::Collect,
         stdout_bytes_max: 1 << 20,
         stderr_bytes_max: 1 << 16,
-        deadline: Instant::now() + Duration::from_secs(60),
+        deadline: Instant::now() + Duration::from_secs(600),
         stop: Arc::new(StopSignal::default()),
+        may_block: true,
     }
 }
 

@@ -246,3 +246,183 @@ fn a_sleeper_is_woken_by_a_cancel() {
     stop.cancel();
     assert_eq!(sleeper.join().unwrap(), Err(Stop::Cancelled.into()));
 }
+
+/// A guest on a thread that must not wait.
+fn inline(change: impl FnOnce(&mut Config)) -> Guest {
+    Guest::with(|config| {
+        config.may_block = false;
+        change(config);
+    })
+}
+
+#[test]
+fn a_sleep_where_the_thread_must_not_wait_ends_the_guest() {
+    let mut guest = inline(|_| {});
+    assert_eq!(guest.poll(&[sleep(0)]), Ok(vec![(100, 0, 0, 0, 0)]));
+    assert_eq!(
+        guest
+            .poll(&[On::Read(0), sleep(ONE_HOUR_NS)])
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(
+        guest.poll(&[sleep(ONE_HOUR_NS)]),
+        Err(Stop::WouldBlock.into())
+    );
+    assert_eq!(guest.poll(&[sleep(u64::MAX)]), Err(Stop::WouldBlock.into()));
+}
+
+#[tokio::test]
+async fn output_is_held_back_where_the_thread_must_not_wait() {
+    let (writer, mut reader) = pipe(4);
+    let mut guest = inline(|config| {
+        config.stdout = Stdout::Pipe(writer);
+        config.stdout_bytes_max = 1 << 20;
+    });
+    guest.memory = vec![b'x'; 100_000];
+    assert_eq!(guest.write(1, &[(2000, 65_536)]), Ok(65_536));
+    let nothing = tokio::time::timeout(Duration::from_millis(1), reader.read()).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+    assert_eq!(guest.write(1, &[(2000, 1)]), Err(Stop::WouldBlock.into()));
+    assert_eq!(guest.wasi.finish().stdout, b"");
+    assert_eq!(reader.read().await.map(|bytes| bytes.len()), Some(65_536));
+    assert_eq!(reader.read().await, None);
+
+    // The guest's own limit comes first where it is the lower one.
+    let mut guest = inline(|config| config.stdout = Stdout::Pipe(pipe(4).0));
+    guest.memory = vec![b'x'; 100_000];
+    assert_eq!(
+        guest.write(1, &[(2000, 65_536)]),
+        Err(Stop::OutputLimit.into())
+    );
+}
+
+#[tokio::test]
+async fn a_guest_that_would_have_waited_starts_again_with_what_it_had() {
+    let (writer, mut reader) = pipe(100);
+    let mut guest = inline(|config| config.stdout = Stdout::Pipe(writer));
+    assert_eq!(guest.read(0, &[(0, 5)]), Ok(5));
+    assert_eq!(guest.write(1, &[(0, 5)]), Ok(5));
+    let config = guest.wasi.rewind();
+    assert!(config.may_block);
+    assert_eq!(config.args, ["program", "x=1"]);
+    assert_eq!(config.env.len(), 2);
+    assert_eq!(
+        (config.stdout_bytes_max, config.stderr_bytes_max),
+        (1000, 10)
+    );
+    let mut again = Guest::new();
+    again.wasi = Wasi::new(config);
+    assert_eq!(again.read(0, &[(100, 50)]), Ok(12));
+    assert_eq!(again.write(1, &[(100, 12)]), Ok(12));
+    drop(again);
+    assert_eq!(reader.read().await.as_deref(), Some(&b"hello, guest"[..]));
+    assert_eq!(reader.read().await, None);
+}
+
+#[test]
+fn much_randomness_is_not_for_a_thread_that_must_not_wait() {
+    let mut guest = inline(|_| {});
+    guest.memory = vec![0; 1 << 17];
+    let mut random = |len| guest.call(|wasi, memory| wasi.random_get(memory, 0, len));
+    assert_eq!(random(65_536), Ok(()));
+    assert_eq!(random(65_537), Err(Stop::WouldBlock.into()));
+}
+
+/// A guest whose input comes through a pipe.
+fn piped(may_block: bool) -> (Guest, crate::sandbox::InputWriter) {
+    let (writer, reader) = input(100);
+    let guest = Guest::with(|config| {
+        config.stdin = Stdin::Pipe(reader);
+        config.may_block = may_block;
+    });
+    (guest, writer)
+}
+
+#[test]
+fn input_is_read_as_it_comes() {
+    let (mut guest, mut writer) = piped(true);
+    writer.put(b"first");
+    // What is there is enough: a read does not wait for its buffers to fill.
+    assert_eq!(guest.read(0, &[(0, 0), (0, 3), (10, 50)]), Ok(5));
+    assert_eq!(guest.bytes_at(10, 3), b"st\xaa");
+    let thread = thread::spawn(move || {
+        assert_eq!(guest.read(0, &[(0, 50)]), Ok(6));
+        assert_eq!(guest.bytes_at(0, 6), b"second");
+        assert_eq!(guest.read(0, &[(0, 50)]), Ok(0));
+        assert_eq!(guest.read(0, &[(0, 50)]), Ok(0));
+        guest
+    });
+    writer.put(b"second");
+    writer.finish();
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_read_of_nothing_does_not_wait() {
+    let (mut guest, _writer) = piped(true);
+    assert_eq!(guest.read(0, &[]), Ok(0));
+    assert_eq!(guest.read(0, &[(0, 0)]), Ok(0));
+}
+
+#[test]
+fn waiting_for_input_ends_with_the_deadline_or_the_source() {
+    let (mut guest, writer) = piped(true);
+    guest.wasi.deadline = Instant::now() + Duration::from_millis(10);
+    assert_eq!(guest.read(0, &[(0, 1)]), Err(Stop::TimeLimit.into()));
+    assert_eq!(guest.poll(&[On::Read(0)]), Err(Stop::TimeLimit.into()));
+    drop(writer);
+    assert_eq!(guest.read(0, &[(0, 1)]), Err(Stop::Cancelled.into()));
+    assert_eq!(guest.poll(&[On::Read(0)]), Err(Stop::Cancelled.into()));
+}
+
+#[test]
+fn a_poll_waits_for_input() {
+    let (mut guest, mut writer) = piped(true);
+    // The earlier of the two: here the time.
+    assert_eq!(
+        guest.poll(&[On::Read(0), sleep(3_000_000)]),
+        Ok(vec![(101, 0, 0, 0, 0)])
+    );
+    let thread = thread::spawn(move || {
+        let events = guest.poll(&[sleep(ONE_HOUR_NS), On::Read(0)]);
+        assert_eq!(events, Ok(vec![(101, 0, 1, 4, 0)]));
+        assert_eq!(guest.read(0, &[(0, 50)]), Ok(4));
+        let events = guest.poll(&[On::Read(0)]);
+        assert_eq!(events, Ok(vec![(100, 0, 1, 0, 1)]));
+        // With output, which is always ready, input is only looked at.
+        let (mut guest, _writer) = piped(true);
+        let events = guest.poll(&[On::Read(0), On::Write(1)]);
+        assert_eq!(events, Ok(vec![(101, 0, 2, 65536, 0)]));
+    });
+    writer.put(b"more");
+    writer.finish();
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_pipe_is_not_touched_where_the_thread_must_not_wait() {
+    let (mut guest, mut writer) = piped(false);
+    writer.put(b"all of it");
+    assert_eq!(guest.read(0, &[(0, 50)]), Err(Stop::WouldBlock.into()));
+    assert_eq!(guest.poll(&[On::Read(0)]), Err(Stop::WouldBlock.into()));
+    guest.call(|wasi, memory| wasi.fd_close(memory, 0)).unwrap();
+    guest.wasi = Wasi::new(guest.wasi.rewind());
+    assert_eq!(guest.read(0, &[(0, 50)]), Ok(9));
+}
+
+#[tokio::test]
+async fn input_that_nothing_leads_to_is_let_go() {
+    let (mut guest, mut writer) = piped(true);
+    writer.put(&[0; 200]);
+    guest
+        .call(|wasi, memory| wasi.fd_renumber(memory, 0, 2))
+        .unwrap();
+    let full = tokio::time::timeout(Duration::from_millis(1), writer.room()).await;
+    assert!(full.is_err(), "descriptor 2 is standard input now");
+    guest
+        .call(|wasi, memory| wasi.fd_renumber(memory, 1, 2))
+        .unwrap();
+    writer.room().await;
+}

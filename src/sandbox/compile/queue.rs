@@ -1,0 +1,178 @@
+//! Which compile comes next.
+//!
+//! Flights wait in lanes, and a thread that is free takes the oldest of those it may. Cranelift can
+//! take as long as the timeout for a few hundred KiB that mean harm; so it has all workers but one,
+//! and the last is kept for Singlepass, which is done in milliseconds. A flood of compile bombs then
+//! costs those who need Cranelift a wait, and the others nothing. (With one worker there is nothing
+//! to keep.) What nobody waits for comes last, one at a time, and gives way.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::super::ModuleHash;
+use super::{Flight, Quality};
+
+/// Compiles that may wait in the background.
+const BACKGROUND_MAX: usize = 64;
+/// Bytes of their modules.
+const BACKGROUND_BYTES_MAX: usize = 64 << 20;
+
+/// Where a flight waits, and what it is counted as while it is in the air.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// To be checked, and compiled if Singlepass may.
+    Quick,
+    /// For Cranelift, with somebody waiting.
+    Slow,
+    /// For Cranelift, for later.
+    Background,
+}
+
+/// Everything on its way.
+#[derive(Default)]
+pub(super) struct Queue {
+    pub flights: HashMap<(ModuleHash, Quality), Arc<Flight>>,
+    quick: VecDeque<Arc<Flight>>,
+    slow: VecDeque<Arc<Flight>>,
+    background: VecDeque<Arc<Flight>>,
+    busy: Busy,
+    /// Compile threads that there are.
+    pub threads: usize,
+    boarded: u64,
+}
+
+/// Compile threads at work, by what they work on.
+#[derive(Debug, Default, Clone, Copy)]
+struct Busy {
+    quick: usize,
+    slow: usize,
+    background: usize,
+}
+
+impl Busy {
+    fn of(&mut self, lane: Lane) -> &mut usize {
+        match lane {
+            Lane::Quick => &mut self.quick,
+            Lane::Slow => &mut self.slow,
+            Lane::Background => &mut self.background,
+        }
+    }
+
+    fn all(self) -> usize {
+        self.quick + self.slow + self.background
+    }
+}
+
+impl Queue {
+    /// A number that grows: the order of boarding.
+    pub(super) fn number(&mut self) -> u64 {
+        self.boarded += 1;
+        self.boarded
+    }
+
+    /// Puts a flight at the end of a lane, or where its number belongs.
+    pub(super) fn push(&mut self, lane: Lane, flight: Arc<Flight>) {
+        let lane = self.lane(lane);
+        let place = lane.partition_point(|other| other.number < flight.number);
+        lane.insert(place, flight);
+    }
+
+    fn lane(&mut self, lane: Lane) -> &mut VecDeque<Arc<Flight>> {
+        match lane {
+            Lane::Quick => &mut self.quick,
+            Lane::Slow => &mut self.slow,
+            Lane::Background => &mut self.background,
+        }
+    }
+
+    /// Whether one more may wait in a lane that somebody waits for. Each has room of its own: a slow
+    /// lane that is full is no reason to refuse what is quick.
+    pub(super) fn has_room(&self, quality: Quality, workers_max: usize, queue_max: usize) -> bool {
+        let busy = self.busy.quick + self.busy.slow;
+        let waiting = match quality {
+            Quality::Soon => self.quick.len(),
+            Quality::Best => self.slow.len(),
+        };
+        waiting < workers_max.saturating_sub(busy).saturating_add(queue_max)
+    }
+
+    /// Whether one more may wait in the background.
+    pub(super) fn has_room_in_background(&self, wasm_bytes: usize) -> bool {
+        let bytes: usize = self.background.iter().map(|other| other.wasm.len()).sum();
+        self.background.len() < BACKGROUND_MAX && bytes + wasm_bytes <= BACKGROUND_BYTES_MAX
+    }
+
+    /// The next flight, for a free thread. It counts as busy until [`Queue::done`].
+    pub(super) fn take(&mut self, workers_max: usize) -> Option<(Lane, Arc<Flight>)> {
+        let slow_free = self.busy.slow + self.busy.background < slow_max(workers_max);
+        let quick = self.quick.front().map(|flight| flight.number);
+        let slow = self.slow.front().map(|flight| flight.number);
+        let lane = match (quick, slow.filter(|_| slow_free)) {
+            (Some(quick), Some(slow)) if slow < quick => Lane::Slow,
+            (Some(_), Some(_) | None) => Lane::Quick,
+            (None, Some(_)) => Lane::Slow,
+            (None, None) if slow_free && self.busy.background == 0 => Lane::Background,
+            (None, None) => return None,
+        };
+        let flight = self.lane(lane).pop_front()?;
+        *self.busy.of(lane) += 1;
+        Some((lane, flight))
+    }
+
+    /// A flight that was taken is not in the air any more.
+    pub(super) fn done(&mut self, lane: Lane) {
+        *self.busy.of(lane) -= 1;
+    }
+
+    /// Whether somebody waits who could go on if the background did not.
+    pub(super) fn presses(&self, workers_max: usize) -> bool {
+        let slow_full = self.busy.slow + self.busy.background >= slow_max(workers_max);
+        let all_full = self.busy.all() >= workers_max;
+        (!self.slow.is_empty() && slow_full)
+            || ((!self.slow.is_empty() || !self.quick.is_empty()) && all_full)
+    }
+
+    /// Takes a flight out of the background, where it waits: somebody wants it now.
+    pub(super) fn hurry(&mut self, flight: &Arc<Flight>) {
+        let waits = self
+            .background
+            .iter()
+            .position(|other| Arc::ptr_eq(other, flight));
+        if let Some(flight) = waits.and_then(|at| self.background.remove(at)) {
+            self.push(Lane::Slow, flight);
+        }
+    }
+
+    /// Makes room: flights that nobody waits for need not start. Returns whose best code is not made.
+    pub(super) fn forget_abandoned(&mut self) -> Vec<ModuleHash> {
+        let mut forgotten = Vec::new();
+        let Queue {
+            flights,
+            quick,
+            slow,
+            background,
+            ..
+        } = self;
+        for lane in [quick, slow, background] {
+            lane.retain(|flight| {
+                let wanted = flight.is_wanted();
+                if !wanted {
+                    flights.remove(&flight.key());
+                    if flight.quality == Quality::Best {
+                        forgotten.push(flight.hash);
+                    }
+                }
+                wanted
+            });
+        }
+        forgotten
+    }
+}
+
+/// Workers that may run Cranelift.
+fn slow_max(workers_max: usize) -> usize {
+    workers_max.saturating_sub(1).max(1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,324 @@
+//! An instance that serves one guest after another, each as if it were new.
+//!
+//! What a guest can change is its memory, its globals, its tables and its segments. Memory and
+//! globals are put back after each guest. A module whose code can change the others, and whatever
+//! else is not known to be put back, gets a new instance for each guest (see [`Instance::reset`]).
+
+#![expect(
+    unsafe_code,
+    reason = "reads and writes globals inside an instance, which Wasmer gives no other way to"
+)]
+
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use wasmer::{Extern, FunctionEnv, InstantiationError, LinkError, Store, Type, TypedFunction};
+use wasmer_vm::VMGlobalDefinition;
+
+use super::engine::{Prepared, START_EXPORT};
+use super::memory::image::Image;
+use super::memory::{Data, GuestMemory};
+use super::tunables;
+use super::wasi::link::{self, GuestEnv};
+
+/// A module's instance with all that belongs to it, between two guests or with one.
+pub(super) struct Instance {
+    /// The start section's function, if there is one.
+    pub start: Option<TypedFunction<(), ()>>,
+    pub main: TypedFunction<(), ()>,
+    pub env: FunctionEnv<GuestEnv>,
+    pub memory: Option<Arc<GuestMemory>>,
+    /// The hidden global of [`super::instrument`].
+    pub stop: NonNull<AtomicI64>,
+    globals: Box<[Global]>,
+    pub store: Store,
+}
+
+/// A global inside the instance and what it held at first.
+struct Global {
+    place: NonNull<GlobalBytes>,
+    first: GlobalBytes,
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests compare by it"))]
+    ty: Type,
+}
+
+/// Not all of them need be initialised: an `i32` has four.
+type GlobalBytes = [MaybeUninit<u8>; size_of::<VMGlobalDefinition>()];
+
+// SAFETY: the pointers are into the instance, which `store` owns and which therefore moves to the
+// other thread along with them; the store itself may be sent.
+unsafe impl Send for Instance {}
+
+/// Why there is no instance.
+pub(super) enum NoInstance {
+    /// The memory is larger from the start than the guest may have.
+    MemoryOverLimit,
+    /// The module's own doing: a data or element segment that does not fit.
+    Trapped(wasmer::RuntimeError),
+    /// Ours.
+    Failed(String),
+}
+
+impl Instance {
+    /// A new one, whose memory may have `pages_max` pages.
+    pub(super) fn new(
+        module: &Prepared,
+        pages_max: u32,
+        data: Data,
+    ) -> Result<Instance, NoInstance> {
+        let mut store = Store::new(module.engine().clone());
+        let env = FunctionEnv::new(&mut store, GuestEnv::default());
+        let imports = imports(&mut store, module, &env)?;
+        #[expect(
+            clippy::result_large_err,
+            reason = "the error is Wasmer's, and passed on once"
+        )]
+        let (instance, made) = tunables::making(pages_max, data, || {
+            wasmer::Instance::new_by_index(&mut store, module.module(), &imports)
+        });
+        let instance = match instance {
+            Ok(instance) => instance,
+            Err(_) if made.memory_over_limit => return Err(NoInstance::MemoryOverLimit),
+            Err(InstantiationError::Start(error)) => return Err(NoInstance::Trapped(error)),
+            Err(error) => return Err(failed(&error)),
+        };
+        if let Some(memory) = &made.memory {
+            memory.instantiated();
+        }
+        env.as_mut(&mut store).memory = instance.exports.get_memory("memory").ok().cloned();
+        let function = |name: &str| {
+            instance
+                .exports
+                .get_typed_function::<(), ()>(&store, name)
+                .map_err(|error| {
+                    NoInstance::Failed(format!("the module has no callable {name}: {error}"))
+                })
+        };
+        let start = match module.has_start() {
+            true => Some(function(START_EXPORT)?),
+            false => None,
+        };
+        let main = function("_start")?;
+        let Some((stop, _)) = made.globals.last().copied() else {
+            return Err(NoInstance::Failed("the module has no stop global".into()));
+        };
+        let globals = made.globals.iter().map(|(place, ty)| Global {
+            place: place.cast(),
+            // SAFETY: the instance was made and lives in the store. A global has sixteen bytes, as
+            // many of them initialised as its type needs.
+            first: unsafe { place.cast::<GlobalBytes>().read() },
+            ty: ty.ty,
+        });
+        Ok(Instance {
+            start,
+            main,
+            env,
+            memory: made.memory,
+            stop: stop.cast(),
+            globals: globals.collect(),
+            store,
+        })
+    }
+
+    /// Makes the instance as new. False if it must be thrown away.
+    ///
+    /// To be called only if the module is known to change nothing but memory and globals, and only
+    /// after a guest that ended by itself: not after one that was stopped from outside, nor after a
+    /// failure of the host.
+    pub(super) fn reset(&mut self) -> bool {
+        self.env.as_mut(&mut self.store).wasi = None;
+        for global in &self.globals {
+            // SAFETY: the instance lives in our store, and no guest runs, since we have the store.
+            unsafe { global.place.write(global.first) };
+        }
+        match &self.memory {
+            // SAFETY: the same.
+            Some(memory) => unsafe { memory.reset() }
+                .inspect_err(|error| tracing::warn!(%error, "a guest's memory can't be reset"))
+                .is_ok(),
+            None => true,
+        }
+    }
+
+    /// The first bytes of what the module's segments put into memory, as an image for others.
+    pub(super) fn image(&self) -> std::io::Result<Option<Image>> {
+        match &self.memory {
+            Some(memory) => memory.image(),
+            None => Ok(None),
+        }
+    }
+
+    /// What the next guest would find: memory and globals. (References are addresses, which differ
+    /// from instance to instance: only whether there is one counts.)
+    #[cfg(test)]
+    pub(super) fn state(&self) -> (Vec<u8>, Vec<u128>) {
+        let memory = self.memory.as_ref();
+        let globals = self.globals.iter().map(|global| {
+            // SAFETY: the instance lives in our store, no guest runs, and what is read is as long as
+            // the global's type.
+            unsafe {
+                match global.ty {
+                    Type::I32 | Type::F32 => u128::from(global.place.cast::<u32>().read()),
+                    Type::I64 | Type::F64 => u128::from(global.place.cast::<u64>().read()),
+                    Type::V128 => global.place.cast::<u128>().read_unaligned(),
+                    Type::FuncRef | Type::ExternRef | Type::ExceptionRef => {
+                        u128::from(global.place.cast::<usize>().read() != 0)
+                    }
+                }
+            }
+        });
+        (
+            memory.map_or_else(Vec::new, |memory| memory.bytes()),
+            globals.collect(),
+        )
+    }
+}
+
+fn failed(error: &InstantiationError) -> NoInstance {
+    NoInstance::Failed(format!("the guest could not be instantiated: {error}"))
+}
+
+fn imports(
+    store: &mut Store,
+    module: &Prepared,
+    env: &FunctionEnv<GuestEnv>,
+) -> Result<Vec<Extern>, NoInstance> {
+    let found = module.imports().iter().map(|(from, name)| {
+        link::import(store, env, from, name)
+            .map(Extern::from)
+            .ok_or_else(|| {
+                let missing = LinkError::Resource(format!("no function {from}.{name}"));
+                failed(&InstantiationError::Link(missing))
+            })
+    });
+    found.collect()
+}
+
+/// Instances between two guests, of all modules together. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct WarmPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    idle_max: usize,
+    idle: AtomicUsize,
+    modules: Mutex<Vec<Weak<Shelf>>>,
+    epoch: Instant,
+}
+
+/// One module's.
+pub(super) struct WarmInstances {
+    pool: WarmPool,
+    shelf: Arc<Shelf>,
+}
+
+#[derive(Default)]
+struct Shelf {
+    instances: Mutex<Vec<Instance>>,
+    /// When the last guest came, in milliseconds since the pool's epoch.
+    used: AtomicU64,
+}
+
+impl WarmPool {
+    /// A pool that keeps at most `idle_max` instances.
+    pub(super) fn new(idle_max: usize) -> WarmPool {
+        WarmPool {
+            shared: Arc::new(Shared {
+                idle_max,
+                idle: AtomicUsize::new(0),
+                modules: Mutex::default(),
+                epoch: Instant::now(),
+            }),
+        }
+    }
+
+    /// Room for one more module.
+    pub(super) fn module(&self) -> WarmInstances {
+        let shelf = Arc::<Shelf>::default();
+        let mut modules = self.lock();
+        modules.retain(|module| module.strong_count() > 0);
+        modules.push(Arc::downgrade(&shelf));
+        drop(modules);
+        WarmInstances {
+            pool: self.clone(),
+            shelf,
+        }
+    }
+
+    /// Takes instances away from the modules that were used least recently, an eighth of all, so that
+    /// the next guests need not.
+    fn evict(&self) {
+        let shared = &self.shared;
+        let mut shelves: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+        shelves.sort_by_cached_key(|shelf| shelf.used.load(Ordering::Relaxed));
+        let keep = shared.idle_max - shared.idle_max.div_ceil(8);
+        for shelf in shelves {
+            let idle = shared.idle.load(Ordering::Relaxed);
+            let Some(more) = idle.checked_sub(keep).filter(|more| *more > 0) else {
+                return;
+            };
+            let mut instances = shelf.lock();
+            let first_kept = more.min(instances.len());
+            // The oldest are at the front. They are dropped without the lock.
+            let evicted: Vec<Instance> = instances.drain(..first_kept).collect();
+            drop(instances);
+            shared.idle.fetch_sub(evicted.len(), Ordering::Relaxed);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Shelf>>> {
+        self.shared
+            .modules
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WarmInstances {
+    /// The one that was used last, which the caches still know.
+    pub(super) fn take(&self) -> Option<Instance> {
+        let instance = self.shelf.lock().pop()?;
+        self.pool.shared.idle.fetch_sub(1, Ordering::Relaxed);
+        Some(instance)
+    }
+
+    /// Keeps an instance that was [`Instance::reset`].
+    pub(super) fn put(&self, instance: Instance) {
+        let shared = &self.pool.shared;
+        if shared.idle_max == 0 {
+            return;
+        }
+        let now = u64::try_from(shared.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.shelf.used.store(now, Ordering::Relaxed);
+        self.shelf.lock().push(instance);
+        if shared.idle.fetch_add(1, Ordering::Relaxed) >= shared.idle_max {
+            self.pool.evict();
+        }
+    }
+}
+
+impl Drop for WarmInstances {
+    fn drop(&mut self) {
+        let instances = std::mem::take(&mut *self.shelf.lock());
+        self.pool
+            .shared
+            .idle
+            .fetch_sub(instances.len(), Ordering::Relaxed);
+    }
+}
+
+impl Shelf {
+    fn lock(&self) -> MutexGuard<'_, Vec<Instance>> {
+        self.instances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+//! One reservation of address space for a linear memory.
+
+use std::io;
+use std::ops::Range;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use super::PAGE_BYTES;
+use super::dirty;
+use super::image::Image;
+
+/// The largest index, the largest offset, and room for the widest access behind them.
+const SLOT_BYTES: usize = (8 << 30) + PAGE_BYTES;
+/// Dirty pages up to this many bytes are put back one by one, and stay resident; more are given back
+/// to the kernel. Copying costs about 25 µs per MiB and grows with each page; giving back costs the
+/// next guest a fault for each page it touches, and other threads an interrupt.
+const RESTORE_BYTES_MAX: usize = 512 * 1024;
+
+/// A reservation. Not accessible beyond `accessible` bytes; those hold the image, then zeros, and
+/// whatever a guest wrote over them since.
+#[derive(Debug)]
+pub(super) struct Slot {
+    base: NonNull<u8>,
+    accessible: usize,
+    /// The most that was accessible since all of it was given back: beyond it no page is resident.
+    touched: usize,
+    image: Option<Arc<Image>>,
+    /// Whether dirty pages are looked for.
+    tracked: bool,
+}
+
+// SAFETY: a slot owns its mapping, as a `Box` owns its allocation.
+unsafe impl Send for Slot {}
+// SAFETY: a shared slot gives no access to the mapping.
+unsafe impl Sync for Slot {}
+
+impl Slot {
+    /// A reservation of nothing yet; `tracked` says whether [`dirty`] works here.
+    pub(super) fn reserve(tracked: bool) -> io::Result<Slot> {
+        // SAFETY: a new private mapping at an address of the kernel's choice touches nothing that
+        // exists.
+        let address = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                SLOT_BYTES,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(address.cast::<u8>())
+            .ok_or_else(|| io::Error::other("memory mapped at address zero"))?;
+        let slot = Slot {
+            base,
+            accessible: 0,
+            touched: 0,
+            image: None,
+            tracked,
+        };
+        // Guests' data stays out of core dumps, and a guest that touches a byte gets a page, not two
+        // MiB. Nothing depends on either, so a refusal is no failure.
+        // SAFETY: the range is the mapping just made.
+        unsafe {
+            libc::madvise(address, SLOT_BYTES, libc::MADV_DONTDUMP);
+            libc::madvise(address, SLOT_BYTES, libc::MADV_NOHUGEPAGE);
+        }
+        Ok(slot)
+    }
+
+    pub(super) fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    pub(super) fn accessible(&self) -> usize {
+        self.accessible
+    }
+
+    /// Makes the first bytes of an empty slot show an image, copied page by page when written.
+    pub(super) fn show(&mut self, image: &Arc<Image>) -> io::Result<()> {
+        let Range { start, end } = image.range();
+        if self.accessible != 0 || self.image.is_some() || end > SLOT_BYTES - PAGE_BYTES {
+            return Err(io::Error::other("an image needs an empty slot"));
+        }
+        if let Some(descriptor) = image.descriptor() {
+            self.grow(start)?;
+            // SAFETY: the range is within this slot's own mapping, of which nothing is accessible.
+            // The file is sealed: nobody can change or shorten it.
+            let address = unsafe {
+                libc::mmap(
+                    self.base.as_ptr().add(start).cast(),
+                    end - start,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                    descriptor,
+                    0,
+                )
+            };
+            if address == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: the range is the mapping just made.
+            unsafe { libc::madvise(address, end - start, libc::MADV_DONTDUMP) };
+        }
+        self.accessible = end;
+        self.touched = self.touched.max(end);
+        self.image = Some(Arc::clone(image));
+        Ok(())
+    }
+
+    /// Makes the first `bytes` accessible; they hold zeros where they were not before.
+    pub(super) fn grow(&mut self, bytes: usize) -> io::Result<()> {
+        let Some(more) = bytes.checked_sub(self.accessible).filter(|more| *more > 0) else {
+            return Ok(());
+        };
+        if bytes > SLOT_BYTES - PAGE_BYTES {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.protect(self.accessible, more, libc::PROT_READ | libc::PROT_WRITE)?;
+        self.accessible = bytes;
+        self.touched = self.touched.max(bytes);
+        Ok(())
+    }
+
+    /// Puts the slot back as a new one of `bytes` would be: the image, then zeros, and nothing
+    /// accessible behind. `bytes` must not be less than the image. On an error the slot is in an
+    /// unknown state and must be dropped.
+    pub(super) fn clean(&mut self, bytes: usize) -> io::Result<()> {
+        if self.accessible == 0 {
+            return Ok(());
+        }
+        if !self.tracked || !self.restore() {
+            // SAFETY: the range is within the mapping, and its guest is gone.
+            let result = unsafe {
+                libc::madvise(self.base.as_ptr().cast(), self.touched, libc::MADV_DONTNEED)
+            };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            self.touched = self.accessible;
+        }
+        if bytes < self.accessible {
+            self.protect(bytes, self.accessible - bytes, libc::PROT_NONE)?;
+            self.accessible = bytes;
+        }
+        Ok(())
+    }
+
+    /// Writes image and zeros over each accessible page that was ever written to; false if those that
+    /// are resident (also behind what is accessible, where earlier guests had more) are too many, or
+    /// can't be told.
+    fn restore(&mut self) -> bool {
+        let start = self.base.as_ptr() as usize;
+        let mut restored = 0;
+        let image = self.image.as_deref();
+        let end = start + self.accessible;
+        dirty::regions(start..start + self.touched, |region| {
+            restored += region.len();
+            if restored > RESTORE_BYTES_MAX {
+                return false;
+            }
+            // What lies behind holds zeros: it was put back before it became inaccessible.
+            let region = region.start..region.end.min(end);
+            if region.is_empty() {
+                return true;
+            }
+            let from = region.start - start;
+            // SAFETY: the region is within the accessible part of the slot, which is readable and
+            // writable, and nobody else refers to: its guest is gone.
+            let page = unsafe {
+                std::slice::from_raw_parts_mut(self.base.as_ptr().add(from), region.len())
+            };
+            match image {
+                Some(image) => image.put_back(page, from),
+                None => page.fill(0),
+            }
+            true
+        })
+    }
+
+    fn protect(&self, from: usize, bytes: usize, protection: libc::c_int) -> io::Result<()> {
+        // SAFETY: callers pass a range within the mapping, and know that no guest uses what is taken
+        // away.
+        let result = unsafe {
+            let start = self.base.as_ptr().add(from);
+            libc::mprotect(start.cast(), bytes, protection)
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Empties the slot for a guest of any module. On an error it must be dropped.
+    pub(super) fn empty(&mut self) -> io::Result<()> {
+        let Some(image) = self.image.take() else {
+            return self.clean(0);
+        };
+        // What stands before the image, and the image itself, make way for nothing.
+        // SAFETY: the range is within the mapping, and its guest is gone.
+        let address = unsafe {
+            libc::mmap(
+                self.base.as_ptr().cast(),
+                self.touched.max(image.range().end),
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range is the mapping just made.
+        unsafe {
+            libc::madvise(address, self.touched, libc::MADV_DONTDUMP);
+            libc::madvise(address, self.touched, libc::MADV_NOHUGEPAGE);
+        }
+        self.accessible = 0;
+        self.touched = 0;
+        Ok(())
+    }
+
+    /// What a guest would see.
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: the accessible part is readable. Callers hold the slot's lock and know that no
+        // guest runs in it.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.accessible) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the accessible part is readable and writable, and this is its only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.accessible) }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // SAFETY: the slot owns the mapping and nobody refers to it any more. A failure leaves
+        // address space behind, nothing else.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), SLOT_BYTES) };
+    }
+}
