@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# What takes too long for every change: fuzzing, the kill stress, and random guests by the thousand.
+set -euo pipefail
+
+usage() {
+  cat <<'TXT'
+Usage: scripts/nightly.sh [OPTIONS] [PART...]
+
+Parts, in the order they run; without a PART, all of them:
+
+  kills    guests stopped at random moments, on two threads
+  guests   random guests: whatever one does, the next finds what a new instance has
+  fuzz     the fuzz targets of fuzz/: bytes, and valid modules, from the upload to the guest's end
+
+Options:
+  --kills N      guests stopped on each thread (default 100000)
+  --seeds N      random guests (default 100000)
+  --seconds N    seconds for each fuzz target (default 3600)
+  --fuzz-only T  this fuzz target alone: bytes or modules
+
+Exits 0 if nothing failed. What a fuzzer found is left in fuzz/artifacts/TARGET, what it learned in
+fuzz/corpus/TARGET, which the next night goes on from.
+
+Needs what scripts/test.sh needs, and a C++ compiler for libFuzzer (build-essential). The fuzz targets
+are built by the toolchain in use, with LLVM's coverage passes (fuzz/target, or FUZZ_TARGET_DIR); where
+cargo-fuzz and a nightly toolchain are installed, `cargo fuzz run TARGET` does the same with an address
+sanitizer of its own.
+TXT
+}
+
+kills=100000
+seeds=100000
+seconds=3600
+targets=(bytes modules)
+parts=()
+while [ "$#" -gt 0 ]; do
+  case "$1" in
+    -h | --help) usage; exit 0 ;;
+    --kills) kills=$2; shift ;;
+    --seeds) seeds=$2; shift ;;
+    --seconds) seconds=$2; shift ;;
+    --fuzz-only) targets=("$2"); shift ;;
+    kills | guests | fuzz) parts+=("$1") ;;
+    *) usage >&2; exit 2 ;;
+  esac
+  shift
+done
+[ "${#parts[@]}" -gt 0 ] || parts=(kills guests fuzz)
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+step() { printf '\n== %s\n' "$*"; }
+
+run_kills() {
+  step "$kills kills on each of two threads"
+  KILL_ROUNDS=$kills cargo test --locked --release --lib sandbox::deadline::tests::thousands
+}
+
+run_guests() {
+  # Other guests each night, and the same ones all day: a failure names its seed.
+  local first
+  first=$(date +%Y%m%d)000000
+  step "$seeds random guests from seed $first on"
+  RESET_SEED_FIRST=$first RESET_SEEDS=$seeds \
+    cargo test --locked --release --lib sandbox::instance::tests::random
+}
+
+# Builds the fuzz targets as cargo-fuzz does, but for the sanitizer, and so with any toolchain.
+build_fuzz() {
+  local host flags
+  host=$(rustc -vV | sed -n 's/^host: //p')
+  flags='--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module'
+  for option in level=4 inline-8bit-counters pc-table trace-compares; do
+    flags+=" -Cllvm-args=-sanitizer-coverage-$option"
+  done
+  fuzz_target_dir=${FUZZ_TARGET_DIR:-$PWD/fuzz/target}
+  fuzz_bin=$fuzz_target_dir/$host/release
+  RUSTFLAGS=$flags cargo build --locked --release --manifest-path fuzz/Cargo.toml \
+    --target "$host" --target-dir "$fuzz_target_dir"
+}
+
+# Something to begin with: guests that work, as binary and as text.
+seed_corpus() {
+  mkdir -p "fuzz/corpus/$1" "fuzz/artifacts/$1"
+  [ "$1" = bytes ] || return 0
+  local guest
+  for guest in examples/guests/*.wasm examples/guests/*.wat; do
+    cp -n "$guest" "fuzz/corpus/bytes/$(basename "$guest")"
+  done
+}
+
+run_fuzz() {
+  step 'building the fuzz targets'
+  build_fuzz
+  local target
+  for target in "${targets[@]}"; do
+    step "fuzzing $target for $seconds s"
+    seed_corpus "$target"
+    # A compile may take its five seconds on a busy machine, and a guest its deadline.
+    "$fuzz_bin/$target" "fuzz/corpus/$target" "-artifact_prefix=fuzz/artifacts/$target/" \
+      "-max_total_time=$seconds" -max_len=65536 -timeout=120 -rss_limit_mb=4096 -print_final_stats=1
+  done
+}
+
+for part in "${parts[@]}"; do
+  "run_$part"
+done
