@@ -519,6 +519,21 @@ async fn text_that_is_hard_to_translate_is_refused_and_delays_no_binary() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mistake_in_text_is_told_with_its_line() {
+    let world = World::new().await;
+    let user = world.user("l@example.com", Tier::Free).await;
+    let text = "(module\n  (func\n    i32.nonsense))";
+    let executed = world.execute(&user, text, b"").await;
+    let fields = [("wasm", text.as_bytes()), ("name", b"n")];
+    let uploaded = world.post_form(&user, "/api/wasm/upload", &fields).await;
+    for answer in [executed, uploaded] {
+        let failure = answer.failure.unwrap();
+        assert_eq!((answer.status, failure.code), (422, "invalid_module"));
+        assert!(failure.message.contains("line 3:"), "{}", failure.message);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_guests_at_once_see_only_their_own_input() {
     let world = World::new().await;
     let user = world.user("a@example.com", Tier::Basic).await;

@@ -205,7 +205,6 @@ async fn what_is_no_module_is_refused_with_its_reason() {
         &b"\0asm"[..],
         b"\0asm\x01\0\0\0\xff",
         b"MZ",
-        b"(module",
         b"hello",
         &[0; 100],
     ] {
