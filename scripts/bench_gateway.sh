@@ -99,8 +99,8 @@ start() {
     printf '  http: []\n  admin: { address: "127.0.0.1:%s" }\n' "$admin"
     # A line for each request would measure the terminal or the disk; both routes would write it.
     printf 'logging: { access: false, level: warn }\n'
-    # All guests here are those of one caller.
-    printf 'sandbox: { guests_per_caller_max: 128 }\n'
+    # All guests here are those of one caller, who must not get all places.
+    printf 'sandbox: { guests_max: 256, guests_per_caller_max: 200 }\n'
     printf 'routes:\n'
     route respond "respond: { body: \"\" }"
     route tiny "execute: { file: $work/guests/tiny.wat }"
