@@ -1,6 +1,9 @@
 //! The composition root: from the configuration to listeners, services and background tasks.
 
+mod reload;
+
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,9 +23,9 @@ use tokio::sync::watch;
 
 use crate::api;
 use crate::auth::Authenticator;
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::gateway::connection::{ConnectionCap, Gate, HeadDeadline};
-use crate::gateway::plan::Plan;
+use crate::gateway::plan::{Parts, Plan};
 use crate::gateway::{BodyRoom, BuiltinMetrics, Gateway, Listener, Serves, Shared};
 use crate::limits::Limiter;
 use crate::modules::Registry;
@@ -30,7 +33,8 @@ use crate::sandbox::{Call, Preparation, Sandbox, ShareKey, Stdout};
 use crate::store::Store;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::metrics;
-use crate::tls::{self, Certificates};
+use crate::tls::{self, CertificateFiles, Certificates, TlsError};
+use reload::Reloader;
 
 /// How often the database is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(1);
@@ -57,16 +61,27 @@ pub struct Server {
     registry: Registry,
     shared: Arc<Shared>,
     listeners: Vec<Bound>,
+    reloader: Reloader,
+}
+
+/// Where the configuration came from, and what it said.
+pub struct Configured {
+    /// `None` for the built-in one.
+    pub file: Option<PathBuf>,
+    pub loaded: Loaded,
 }
 
 impl Server {
     /// Starts the sandbox, compiles the routes' modules, loads the certificates, and finds out whether
     /// the ports are free.
     pub async fn prepare(
-        config: Config,
+        configured: Configured,
         store: Store,
         auth: Authenticator,
     ) -> anyhow::Result<Server> {
+        // From here on a hang-up asks for a reload; its default would end the process.
+        let hangups = signal(SignalKind::hangup())?;
+        let config = configured.loaded.config.clone();
         let listeners = listeners(&config)?;
         for listener in &listeners {
             check_free(listener.address)?;
@@ -80,33 +95,40 @@ impl Server {
             sandbox.clone(),
             config.sandbox.wasm_bytes_max,
         );
-        let plan = Plan::prepare(config.routes.clone(), &registry)
-            .await
-            .context("preparing the routes")?;
-        let health = Health::new();
-        health.set("sandbox", Ok(()));
-        check_database(&store, &health).await;
-        let control_plane = api::router(api::State {
+        let control_plane = api::State {
             settings: Arc::new(config.api.clone()),
             store: store.clone(),
             auth: auth.clone(),
             registry: registry.clone(),
             sandbox: sandbox.clone(),
-        });
+            key_creation: Arc::default(),
+        };
+        let plan = Plan::prepare(parts(&config, &control_plane), &registry, None)
+            .await
+            .context("preparing the routes")?;
+        let health = Health::new();
+        health.set("sandbox", Ok(()));
+        health.config_loaded();
+        check_database(&store, &health).await;
         let shared = Arc::new(Shared {
-            settings: config.gateway.clone(),
-            tiers: config.limits.tiers.clone(),
             plan: ArcSwap::from_pointee(plan),
             auth: auth.clone(),
             limiter: Limiter::new(&config.limits),
             sandbox,
             health,
-            control_plane,
             control: tokio::runtime::Handle::current(),
             builtin_metrics: BuiltinMetrics::default(),
             body_room: BodyRoom::new(config.gateway.api_body_bytes_max),
-            access_log: config.logging.access,
         });
+        let certificates = listeners.iter().filter_map(|l| l.certificates.clone());
+        let reloader = Reloader {
+            shared: Arc::clone(&shared),
+            registry: registry.clone(),
+            control_plane,
+            certificates: certificates.collect(),
+            running: configured,
+            hangups,
+        };
         Ok(Server {
             config,
             store,
@@ -114,6 +136,7 @@ impl Server {
             registry,
             shared,
             listeners,
+            reloader,
         })
     }
 
@@ -123,25 +146,27 @@ impl Server {
         let listeners = std::mem::take(&mut self.listeners);
         let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.address).collect();
         raise_open_files(
-            self.shared.settings.bounds.connections_max,
+            self.config.gateway.bounds.connections_max,
             self.config.sandbox.cache_bytes_max,
         );
         let (stop, stopped) = watch::channel(false);
         let grace = self.config.server.shutdown_grace;
         let serving = self.start_pingora(listeners, stopped, grace)?;
         let background = self.start_background();
+        let reloads = tokio::spawn(self.reloader.run());
         wait_until_accepting(&addresses).await?;
         tracing::info!(addresses = ?addresses, environment = %format!("{:?}", self.config.environment).to_lowercase(), version = env!("CARGO_PKG_VERSION"), "the gateway is ready");
 
         let by = stop_signal().await?;
         tracing::info!(signal = by, "shutting down");
+        reloads.abort();
         self.shared.health.start_draining();
         // The receiver lives as long as Pingora runs; if it is gone there is nothing to stop.
         let _ = stop.send(true);
-        self.drain(grace).await;
+        drain(grace).await;
         self.shared.sandbox.shut_down();
         background.abort();
-        self.flush().await;
+        write_out(&self.registry, &self.auth).await;
         self.store.close().await;
         tracing::info!("stopped");
         // Pingora's thread sleeps out its own grace period; nothing of ours runs on it any more.
@@ -165,7 +190,7 @@ impl Server {
         };
         let mut server = PingoraServer::new_with_opt_and_conf(Opt::default(), conf);
         server.bootstrap();
-        let cap = ConnectionCap::new(self.shared.settings.bounds.connections_max);
+        let cap = ConnectionCap::new(self.config.gateway.bounds.connections_max);
         for bound in listeners {
             let service = self.service(&server, &cap, bound);
             server.add_service(service);
@@ -186,7 +211,7 @@ impl Server {
         cap: &ConnectionCap,
         bound: Bound,
     ) -> Service<Gate<HeadDeadline<pingora_proxy::HttpProxy<Gateway>>>> {
-        let settings = &self.shared.settings;
+        let settings = &self.config.gateway;
         let public = !matches!(bound.serves, Serves::Admin { .. } | Serves::Redirect { .. });
         let gateway = Gateway {
             shared: Arc::clone(&self.shared),
@@ -234,26 +259,37 @@ impl Server {
             }
         })
     }
+}
 
-    /// Waits for the requests in flight, at most `grace`.
-    async fn drain(&self, grace: Duration) {
-        let deadline = Instant::now() + grace;
-        // A connection that was just accepted is not a request yet.
-        tokio::time::sleep(DRAIN_IDLE.min(grace)).await;
-        while metrics().requests_active.get() > 0 {
-            if Instant::now() >= deadline {
-                tracing::warn!(
-                    requests = metrics().requests_active.get(),
-                    "requests were cut off by the end of the grace period"
-                );
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+/// Waits for the requests in flight, at most `grace`.
+async fn drain(grace: Duration) {
+    let deadline = Instant::now() + grace;
+    // A connection that was just accepted is not a request yet.
+    tokio::time::sleep(DRAIN_IDLE.min(grace)).await;
+    while metrics().requests_active.get() > 0 {
+        if Instant::now() >= deadline {
+            tracing::warn!(
+                requests = metrics().requests_active.get(),
+                "requests were cut off by the end of the grace period"
+            );
+            return;
         }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
 
-    async fn flush(&self) {
-        write_out(&self.registry, &self.auth).await;
+/// What of the configuration a plan is made of.
+fn parts(config: &Config, control_plane: &api::State) -> Parts {
+    let state = api::State {
+        settings: Arc::new(config.api.clone()),
+        ..control_plane.clone()
+    };
+    Parts {
+        settings: config.gateway.clone(),
+        tiers: config.limits.tiers.clone(),
+        access_log: config.logging.access,
+        control_plane: api::router(state),
+        routes: config.routes.clone(),
     }
 }
 
@@ -262,27 +298,38 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<Bound>> {
     let mut bound = Vec::new();
     for listener in &config.server.listeners {
         bound.push(match listener {
-            Listener::Https { address, certificates } => {
-                for files in certificates.iter().filter(|c| c.development) {
-                    if tls::ensure_development(files).context("making the development certificate")? {
-                        tracing::info!(cert = %files.cert.display(), "made a development certificate");
-                    }
-                }
+            Listener::Https {
+                address,
+                certificates,
+            } => {
+                make_development_certificates(certificates)
+                    .context("making the development certificate")?;
                 let loaded = Arc::new(Certificates::load(certificates)?);
+                let tls = tls::server_config(Arc::clone(&loaded))?;
                 Bound {
                     address: *address,
                     serves: Serves::Everything,
-                    tls: Some(Acceptor::from_server_config(Arc::new(tls::server_config(loaded)?))),
+                    tls: Some(Acceptor::from_server_config(Arc::new(tls))),
+                    certificates: Some(loaded),
                 }
             }
-            Listener::HttpRedirect { address, https_port } => Bound {
+            Listener::HttpRedirect {
+                address,
+                https_port,
+            } => Bound {
                 address: *address,
-                serves: Serves::Redirect { https_port: *https_port },
+                serves: Serves::Redirect {
+                    https_port: *https_port,
+                },
                 tls: None,
+                certificates: None,
             },
-            Listener::Http { address } => {
-                Bound { address: *address, serves: Serves::Everything, tls: None }
-            }
+            Listener::Http { address } => Bound {
+                address: *address,
+                serves: Serves::Everything,
+                tls: None,
+                certificates: None,
+            },
         });
     }
     if let Some(address) = config.server.admin {
@@ -291,6 +338,7 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<Bound>> {
             address,
             serves: Serves::Admin { metrics_path },
             tls: None,
+            certificates: None,
         });
     }
     if bound.is_empty() {
@@ -299,11 +347,22 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<Bound>> {
     Ok(bound)
 }
 
+fn make_development_certificates(certificates: &[CertificateFiles]) -> Result<(), TlsError> {
+    for files in certificates.iter().filter(|c| c.development) {
+        if tls::ensure_development(files)? {
+            tracing::info!(cert = %files.cert.display(), "made a development certificate");
+        }
+    }
+    Ok(())
+}
+
 /// A listener with what it serves.
 struct Bound {
     address: SocketAddr,
     serves: Serves,
     tls: Option<Acceptor>,
+    /// What `tls` chooses from.
+    certificates: Option<Arc<Certificates>>,
 }
 
 /// Tells Pingora when to stop: the signals are ours.

@@ -107,7 +107,7 @@ pub(super) async fn create(
         tier: wanted.tier,
         expires_at: wanted.expires_at,
     };
-    let counted = tokio::time::timeout(TURN_TIMEOUT, api.key_creation.lock())
+    let counted = tokio::time::timeout(TURN_TIMEOUT, api.state.key_creation.lock())
         .await
         .map_err(|_| {
             Failure::unavailable(

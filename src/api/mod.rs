@@ -60,6 +60,9 @@ pub struct State {
     pub auth: Authenticator,
     pub registry: Registry,
     pub sandbox: Sandbox,
+    /// Held while a key is counted and made, so that concurrent requests can't pass the bound, those to
+    /// the router of another configuration included.
+    pub key_creation: Arc<Mutex<()>>,
 }
 
 /// What the gateway knows of a request; an extension of each request to the router.
@@ -70,11 +73,9 @@ pub struct Caller {
     pub client: Option<IpAddr>,
 }
 
-/// The router's own state: [`State`], and what must be shared between requests of this process.
+/// The router's own state.
 struct Api {
     state: State,
-    /// Held while a key is counted and made, so that concurrent requests can't pass the bound.
-    key_creation: Mutex<()>,
 }
 
 /// The router over `/api/…`. A failure is a response that carries a [`crate::failure::Failure`].
@@ -83,10 +84,7 @@ struct Api {
 /// one kind of error answer without a [`crate::failure::Failure`] is that of a guest that ran and
 /// failed: its 422 has a JSON body of its own.
 pub fn router(state: State) -> axum::Router {
-    let api = Arc::new(Api {
-        state,
-        key_creation: Mutex::new(()),
-    });
+    let api = Arc::new(Api { state });
     let resources = axum::Router::new()
         .route("/api/wasm/execute", routing::post(execute::execute))
         .route("/api/execute", routing::post(execute::execute))

@@ -86,6 +86,7 @@ impl World {
             store,
             auth,
             sandbox,
+            key_creation: Arc::default(),
         };
         World {
             router: router(state.clone()),

@@ -17,9 +17,10 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 
 use crate::auth::Authenticator;
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Config};
 use crate::route::{Route, Table};
 use crate::sandbox::{self, Sandbox};
+use crate::server::Configured;
 use crate::store::Store;
 use crate::tls;
 
@@ -110,7 +111,7 @@ fn run(cli: Cli) -> anyhow::Result<i32> {
     };
     let file = cli.config.as_deref();
     match command {
-        Command::Serve => serve::run(load(file)?),
+        Command::Serve => serve::run(configured(file)?),
         Command::Check(args) => check_configuration(args, cli.config),
         Command::Migrate => migrate(&load(file)?),
         Command::Exec(args) => exec::run(&args, &load(file)?),
@@ -177,16 +178,21 @@ fn check_table(routes: &[Route]) -> Result<Vec<check::RouteFinding>, Vec<check::
     }
 }
 
-/// The configuration; every problem is printed before this fails.
 fn load(file: Option<&std::path::Path>) -> anyhow::Result<Config> {
+    Ok(configured(file)?.loaded.config)
+}
+
+/// The configuration; every problem is printed before this fails.
+fn configured(file: Option<&std::path::Path>) -> anyhow::Result<Configured> {
     match Config::load(file, &config::process_variables()) {
-        Ok(Loaded {
-            config, warnings, ..
-        }) => {
-            for warning in &warnings {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
                 eprintln!("warning: {warning}");
             }
-            Ok(config)
+            Ok(Configured {
+                file: file.map(std::path::Path::to_owned),
+                loaded,
+            })
         }
         Err(problems) => {
             eprint!("{problems}");

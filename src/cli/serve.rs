@@ -4,11 +4,12 @@ use anyhow::Context;
 
 use crate::auth;
 use crate::config::{self, Config, Environment};
-use crate::server::Server;
+use crate::server::{Configured, Server};
 use crate::store::Store;
 use crate::telemetry::logging;
 
-pub(super) fn run(config: Config) -> anyhow::Result<i32> {
+pub(super) fn run(configured: Configured) -> anyhow::Result<i32> {
+    let config = configured.loaded.config.clone();
     let log = logging::init(&config.logging).context("starting the log")?;
     let salt = config::salt_at_start(&config).context("reading the API key salt")?;
     let control = super::runtime()?;
@@ -19,7 +20,7 @@ pub(super) fn run(config: Config) -> anyhow::Result<i32> {
         bring_up_to_date(&config, &store).await?;
         let auth = auth::Authenticator::new(config.auth.settings(salt), store.clone());
         let first_admin = config.environment == Environment::Development;
-        let server = Server::prepare(config, store.clone(), auth.clone()).await?;
+        let server = Server::prepare(configured, store.clone(), auth.clone()).await?;
         // Last, so that a key is only made, and shown, by a start that succeeds.
         if first_admin
             && let Some(key) = auth::first_admin(&store, &auth)

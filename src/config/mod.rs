@@ -10,6 +10,7 @@ mod de;
 mod env;
 mod file;
 mod problem;
+mod reload;
 mod secret;
 mod tree;
 mod validate;
@@ -29,6 +30,7 @@ use crate::{api, auth, gateway, limits, route, sandbox, store, telemetry};
 pub use context::Source;
 pub use env::{VARIABLES, Variable, process_variables};
 pub use problem::{Origin, Path, Problem, Problems};
+pub use reload::RELOADABLE;
 pub use secret::SaltSource;
 pub use values::{Period, Size};
 
@@ -72,6 +74,8 @@ pub struct Server {
     pub threads: usize,
     /// Longest wait for running requests at shutdown.
     pub shutdown_grace: Duration,
+    /// Whether a change of the configuration file is taken over without being asked for.
+    pub reload_on_change: bool,
 }
 
 /// Settings of authentication, all but the salt itself, which [`salt_at_start`] fetches.

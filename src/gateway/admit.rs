@@ -11,7 +11,7 @@ use super::respond::Stop;
 use super::{Ctx, Gateway};
 use crate::auth::{AuthError, KeyPrincipal, Principal};
 use crate::failure::Failure;
-use crate::limits::{Rate, Subject};
+use crate::limits::{Rate, RouteKey, Subject};
 use crate::route::{Auth, Route};
 use crate::telemetry::metrics::metrics;
 
@@ -22,7 +22,7 @@ impl Gateway {
         session: &Session,
         ctx: &mut Ctx,
         route: &Route,
-        index: u32,
+        route_key: RouteKey,
     ) -> Result<(), Stop> {
         match route.auth {
             Auth::None => {}
@@ -43,8 +43,8 @@ impl Gateway {
         }
         let rate = route.limits.rate;
         let subject = match (&ctx.principal, ctx.client) {
-            (Principal::Key(key), _) => Some(Subject::RouteUser(index, key.user_id)),
-            (Principal::Anonymous, Some(ip)) => Some(Subject::RouteAddress(index, ip)),
+            (Principal::Key(key), _) => Some(Subject::RouteUser(route_key, key.user_id)),
+            (Principal::Anonymous, Some(ip)) => Some(Subject::RouteAddress(route_key, ip)),
             (Principal::Anonymous, None) => None,
         };
         if let Some(subject) = subject
@@ -104,7 +104,7 @@ impl Gateway {
         let Principal::Key(key) = &ctx.principal else {
             return Ok(());
         };
-        let rate = self.shared.tiers.get(key.tier).rate;
+        let rate = ctx.plan.tiers.get(key.tier).rate;
         // Not per key: keys are free to make, and would each bring a fresh allowance.
         let subject = Subject::User(key.user_id, key.tier);
         self.take(ctx, &subject, rate)

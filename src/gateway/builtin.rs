@@ -8,7 +8,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::respond::Stop;
-use super::{Ctx, Gateway, request};
+use super::{Ctx, Gateway, Serves, request};
 use crate::failure::Failure;
 use crate::telemetry::health::Probe;
 use crate::telemetry::metrics::metrics;
@@ -24,7 +24,11 @@ impl Gateway {
         probe: Probe,
     ) -> Result<(), Stop> {
         only_get(session)?;
-        let (ok, report) = self.shared.health.report(probe, Instant::now());
+        let health = &self.shared.health;
+        let (ok, mut report) = health.report(probe, Instant::now());
+        if probe == Probe::Full && matches!(self.serves, Serves::Admin { .. }) {
+            report.config = Some(health.config_report());
+        }
         let status = if ok {
             StatusCode::OK
         } else {

@@ -19,6 +19,8 @@ use crate::upstream;
 
 /// What is known of a request while it is served.
 pub struct Ctx {
+    /// The configuration that the request began with, and ends with.
+    pub(super) plan: Arc<Plan>,
     pub(super) started: Instant,
     pub(super) request_id: String,
     /// The socket's other end, and whether it is a trusted proxy.
@@ -53,7 +55,10 @@ pub(super) enum HandledBy {
     Metrics,
     Api,
     Redirect,
-    Route { plan: Arc<Plan>, index: u32 },
+    /// The route with this index in the request's plan.
+    Route {
+        index: u32,
+    },
 }
 
 /// Counts the requests in flight, for the gauge and for shutdown.
@@ -73,8 +78,9 @@ impl Drop for Active {
 }
 
 impl Ctx {
-    pub(super) fn new() -> Ctx {
+    pub(super) fn new(plan: Arc<Plan>) -> Ctx {
         Ctx {
+            plan,
             started: Instant::now(),
             request_id: String::new(),
             peer: None,
@@ -99,7 +105,7 @@ impl Ctx {
 
     pub(super) fn route(&self) -> Option<&Route> {
         match &self.handled_by {
-            HandledBy::Route { plan, index } => plan.route(*index),
+            HandledBy::Route { index } => self.plan.route(*index),
             HandledBy::Nobody
             | HandledBy::Health
             | HandledBy::Metrics
@@ -122,7 +128,7 @@ impl Gateway {
             HandledBy::Metrics => ("builtin:metrics", &builtin.metrics),
             HandledBy::Api => ("builtin:api", &builtin.api),
             HandledBy::Redirect => ("builtin:redirect", &builtin.redirect),
-            HandledBy::Route { plan, index } => match plan.planned(*index) {
+            HandledBy::Route { index } => match ctx.plan.planned(*index) {
                 Some(planned) => (
                     ctx.route().map_or("", |r| r.name.as_str()),
                     &planned.metrics,
@@ -137,7 +143,7 @@ impl Gateway {
         let head = session.req_header();
         route_metrics.observe(head.method.as_str(), status, duration);
         // A failure is worth its line even where ordinary requests have none.
-        if status < 500 && !self.shared.access_log {
+        if status < 500 && !ctx.plan.access_log {
             return;
         }
         let key_id = match &ctx.principal {
@@ -171,7 +177,7 @@ impl Gateway {
         }
         if status >= 500 {
             line!(tracing::Level::WARN);
-        } else if self.shared.access_log {
+        } else if ctx.plan.access_log {
             line!(tracing::Level::INFO);
         }
     }

@@ -54,13 +54,13 @@ impl Gateway {
         self.identify(session, ctx).await?;
         self.take_tier_token(ctx)?;
         let limit = BodyLimit {
-            bytes_max: self.shared.settings.api_body_bytes_max,
-            timeout: self.shared.settings.timeouts.request_body,
+            bytes_max: ctx.plan.settings.api_body_bytes_max,
+            timeout: ctx.plan.settings.timeouts.request_body,
         };
         limit.check_announced(session)?;
         let (chunks, received) = mpsc::channel(CHUNKS_AHEAD);
         let request = request(session, ctx, received)?;
-        let router = self.shared.control_plane.clone();
+        let router = ctx.plan.control_plane.clone();
         let place = Arc::new(self.shared.body_room.place(share(ctx)));
         let held = Arc::clone(&place);
         let mut running = Running(self.shared.control.spawn(async move {

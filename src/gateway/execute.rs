@@ -50,7 +50,7 @@ impl Gateway {
             module,
             files,
         } = program;
-        let settings = &self.shared.settings;
+        let settings = &ctx.plan.settings;
         let limit = BodyLimit {
             bytes_max: limits.body_bytes_max.unwrap_or(settings.body_bytes_max),
             timeout: settings.timeouts.request_body,
@@ -58,7 +58,7 @@ impl Gateway {
         let share = share(ctx);
         let input = feed::open(session, limit, self.shared.body_room.place(share)).await?;
         let (args, env) = args_and_env(session, ctx, execute, input.length)?;
-        let guest_limits = self.guest_limits(&ctx.principal, limits);
+        let guest_limits = guest_limits(ctx, limits);
         let feed = input.feed;
         let call = |stdout| Call {
             args,
@@ -80,26 +80,6 @@ impl Gateway {
                 self.wagi(session, ctx, run, reader, feed).await
             }
         }
-    }
-
-    /// The caller's limits, tightened by the route's.
-    fn guest_limits(&self, principal: &Principal, route: &Limits) -> GuestLimits {
-        let global = self.shared.settings.guest;
-        let tier = match principal {
-            Principal::Anonymous => None,
-            Principal::Key(key) => Some(key.tier),
-        };
-        let mut limits = self.shared.tiers.guest_limits(tier, global);
-        if let Some(deadline) = route.deadline {
-            limits.deadline = limits.deadline.min(deadline);
-        }
-        if let Some(bytes) = route.memory_bytes_max {
-            limits.memory_bytes_max = limits.memory_bytes_max.min(bytes);
-        }
-        if let Some(bytes) = route.stdout_bytes_max {
-            limits.stdout_bytes_max = limits.stdout_bytes_max.min(bytes);
-        }
-        limits
     }
 
     async fn command(
@@ -229,6 +209,16 @@ impl Gateway {
         }
         Ok(())
     }
+}
+
+/// The caller's limits, tightened by the route's.
+fn guest_limits(ctx: &Ctx, route: &Limits) -> GuestLimits {
+    let tier = match &ctx.principal {
+        Principal::Anonymous => None,
+        Principal::Key(key) => Some(key.tier),
+    };
+    let global = ctx.plan.settings.guest;
+    route.guest(ctx.plan.tiers.guest_limits(tier, global))
 }
 
 /// Sends the body as the guest writes it, while the request's body still arrives.

@@ -33,8 +33,8 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::auth::Authenticator;
 use crate::failure::Failure;
-use crate::limits::{Limiter, Tiers};
-use crate::route::{self, Found, Redirect, Respond, Route, Target};
+use crate::limits::Limiter;
+use crate::route::{self, Found, Redirect, Respond, Target};
 use crate::sandbox::Sandbox;
 use crate::telemetry::health::{Health, Probe};
 use crate::telemetry::metrics::RouteMetrics;
@@ -48,21 +48,17 @@ pub use settings::{Bounds, Listener, Serves, Settings, Timeouts};
 
 /// What all listeners share.
 pub struct Shared {
-    pub settings: Settings,
-    pub tiers: Tiers,
+    /// What a reload of the configuration replaces, as one unit.
     pub plan: ArcSwap<Plan>,
     pub auth: Authenticator,
     pub limiter: Limiter,
     pub sandbox: Sandbox,
     pub health: Health,
-    pub control_plane: axum::Router,
     /// The runtime that the control plane and the database live on.
     pub control: tokio::runtime::Handle,
     pub builtin_metrics: BuiltinMetrics,
     /// The room for request bodies in memory.
     pub body_room: BodyRoom,
-    /// One log line per request.
-    pub access_log: bool,
 }
 
 /// Counters of what is not a route.
@@ -112,9 +108,9 @@ impl Gateway {
     /// Finds out what the request wants and answers it, unless an upstream will.
     async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
         let head = session.req_header();
-        request::check_head(head, &self.shared.settings.bounds)?;
+        request::check_head(head, &ctx.plan.settings.bounds)?;
         request::check_framing(session)?;
-        match self.wanted(head.uri.path())? {
+        match self.wanted(head.uri.path(), &ctx.plan.settings)? {
             Wanted::Health(probe) => {
                 ctx.handled_by = HandledBy::Health;
                 self.health(session, ctx, probe).await?;
@@ -139,7 +135,7 @@ impl Gateway {
 
     /// Whether a path is one of the gateway's own. It is decoded first, so that no spelling of a
     /// reserved path reaches a route.
-    fn wanted(&self, path: &str) -> Result<Wanted, Failure> {
+    fn wanted(&self, path: &str, settings: &Settings) -> Result<Wanted, Failure> {
         let path = route::normalize(path).map_err(|e| Failure::bad_request(e.to_string()))?;
         let path = path.decoded();
         if let Some(probe) = Probe::from_path(path) {
@@ -147,7 +143,7 @@ impl Gateway {
         }
         let metrics_path = match &self.serves {
             Serves::Admin { metrics_path } => metrics_path.as_deref(),
-            Serves::Everything => self.shared.settings.public_metrics_path.as_deref(),
+            Serves::Everything => settings.public_metrics_path.as_deref(),
             Serves::Redirect { .. } => None,
         };
         if metrics_path == Some(path) {
@@ -165,15 +161,13 @@ impl Gateway {
     }
 
     async fn serve(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
-        let (plan, index) = self.find_route(session, ctx)?;
-        ctx.handled_by = HandledBy::Route {
-            plan: Arc::clone(&plan),
-            index,
-        };
+        let plan = Arc::clone(&ctx.plan);
+        let index = find_route(&plan, session, ctx)?;
+        ctx.handled_by = HandledBy::Route { index };
         let (Some(route), Some(planned)) = (plan.route(index), plan.planned(index)) else {
             return Err(Failure::internal().into());
         };
-        self.admit(session, ctx, route, index).await?;
+        self.admit(session, ctx, route, planned.key).await?;
         match (&route.target, &planned.service) {
             (Target::Execute(execute), Service::Guest { module, files }) => {
                 let program = Program {
@@ -185,8 +179,8 @@ impl Gateway {
             }
             (Target::Proxy(_), Service::Upstreams(_)) => {
                 body::BodyLimit {
-                    bytes_max: self.body_bytes_max(route),
-                    timeout: self.shared.settings.timeouts.request_body,
+                    bytes_max: plan.body_bytes_max(route),
+                    timeout: plan.settings.timeouts.request_body,
                 }
                 .check_announced(session)?;
                 return Ok(Next::Upstream);
@@ -196,46 +190,6 @@ impl Gateway {
             (Target::Execute(_) | Target::Proxy(_), _) => return Err(Failure::internal().into()),
         }
         Ok(Next::Answered)
-    }
-
-    fn find_route(&self, session: &Session, ctx: &mut Ctx) -> Result<(Arc<Plan>, u32), Stop> {
-        let plan = self.shared.plan.load_full();
-        let head = session.req_header();
-        let host = request::host(head)?;
-        let path = route::normalize(head.uri.path())
-            .map_err(|error| Failure::bad_request(error.to_string()))?;
-        let index = match plan.table.find(&host, &path, &head.method, &head.headers) {
-            Found::Route {
-                index,
-                params,
-                matched_path,
-                ..
-            } => {
-                ctx.params = params;
-                ctx.route_path = matched_path.to_owned();
-                index
-            }
-            Found::MethodNotAllowed { allow } => {
-                let allow: Vec<&str> = allow.iter().map(Method::as_str).collect();
-                let allow = allow.join(", ");
-                let mut failure = Failure::new(
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    "method_not_allowed",
-                    format!("this path answers {allow} only"),
-                );
-                failure.allow = Some(allow);
-                return Err(failure.into());
-            }
-            Found::NotFound => return Err(not_found().into()),
-        };
-        Ok((plan, index))
-    }
-
-    fn body_bytes_max(&self, route: &Route) -> u64 {
-        route
-            .limits
-            .body_bytes_max
-            .unwrap_or(self.shared.settings.body_bytes_max)
     }
 
     async fn redirect(
@@ -268,10 +222,10 @@ impl Gateway {
 
     /// The upstreams of the request's route.
     fn group<'c>(&self, ctx: &'c Ctx) -> Option<&'c crate::upstream::Group> {
-        let HandledBy::Route { plan, index } = &ctx.handled_by else {
+        let HandledBy::Route { index } = &ctx.handled_by else {
             return None;
         };
-        match &plan.planned(*index)?.service {
+        match &ctx.plan.planned(*index)?.service {
             Service::Upstreams(group) => Some(group),
             Service::Guest { .. } | Service::Fixed => None,
         }
@@ -284,7 +238,7 @@ impl ProxyHttp for Gateway {
 
     fn new_ctx(&self) -> Ctx {
         connection::mark_head_read();
-        Ctx::new()
+        Ctx::new(self.shared.plan.load_full())
     }
 
     async fn early_request_filter(
@@ -292,7 +246,7 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<()> {
-        let settings = &self.shared.settings;
+        let settings = &ctx.plan.settings;
         let peer = request::peer(session);
         ctx.peer = peer.map(|a| a.ip().to_canonical());
         ctx.peer_port = peer.map_or(0, |a| a.port());
@@ -346,7 +300,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> pingora_core::Result<()> {
         // Pingora's timeout is per read; the body as a whole has a deadline too.
-        let timeout = self.shared.settings.timeouts.request_body;
+        let timeout = ctx.plan.settings.timeouts.request_body;
         let deadline = *ctx.body_deadline.get_or_insert(ctx.started + timeout);
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() && !end {
@@ -359,7 +313,9 @@ impl ProxyHttp for Gateway {
             session.set_read_timeout(Some(left.max(Duration::from_millis(1))));
         }
         ctx.body_bytes += body.as_ref().map_or(0, |b| b.len() as u64);
-        let max = ctx.route().map_or(0, |route| self.body_bytes_max(route));
+        let max = ctx
+            .route()
+            .map_or(0, |route| ctx.plan.body_bytes_max(route));
         if ctx.body_bytes > max {
             return Error::e_explain(
                 ErrorType::HTTPStatus(413),
@@ -374,14 +330,14 @@ impl ProxyHttp for Gateway {
         _session: &mut Session,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<Box<HttpPeer>> {
-        let HandledBy::Route { plan, index } = &ctx.handled_by else {
+        let HandledBy::Route { index } = ctx.handled_by else {
             return Error::e_explain(
                 ErrorType::InternalError,
                 "no route for this upstream request",
             );
         };
-        let plan = Arc::clone(plan);
-        match plan.planned(*index).map(|planned| &planned.service) {
+        let plan = Arc::clone(&ctx.plan);
+        match plan.planned(index).map(|planned| &planned.service) {
             Some(Service::Upstreams(group)) => self.peer(group, ctx).await,
             Some(Service::Guest { .. } | Service::Fixed) | None => {
                 Error::e_explain(ErrorType::InternalError, "the route has no upstreams")
@@ -467,6 +423,39 @@ impl ProxyHttp for Gateway {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         self.log(session, error, ctx);
     }
+}
+
+/// The index of the route for a request.
+fn find_route(plan: &Plan, session: &Session, ctx: &mut Ctx) -> Result<u32, Stop> {
+    let head = session.req_header();
+    let host = request::host(head)?;
+    let path = route::normalize(head.uri.path())
+        .map_err(|error| Failure::bad_request(error.to_string()))?;
+    let index = match plan.table.find(&host, &path, &head.method, &head.headers) {
+        Found::Route {
+            index,
+            params,
+            matched_path,
+            ..
+        } => {
+            ctx.params = params;
+            ctx.route_path = matched_path.to_owned();
+            index
+        }
+        Found::MethodNotAllowed { allow } => {
+            let allow: Vec<&str> = allow.iter().map(Method::as_str).collect();
+            let allow = allow.join(", ");
+            let mut failure = Failure::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                format!("this path answers {allow} only"),
+            );
+            failure.allow = Some(allow);
+            return Err(failure.into());
+        }
+        Found::NotFound => return Err(not_found().into()),
+    };
+    Ok(index)
 }
 
 /// Longest time to read on after an answer that came before the end of the request's body.

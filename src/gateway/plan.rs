@@ -1,25 +1,45 @@
-//! The routes, ready to serve: what a request needs is prepared here, before any port is bound.
+//! What a configuration says about serving requests, ready to serve them: all of it is prepared here,
+//! before any port is bound, and before a reload changes anything.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::Settings;
+use crate::limits::{RouteKey, Tiers};
 use crate::modules::{Registry, RegistryError};
 use crate::route::{BuildError, Route, Table, Target};
 use crate::sandbox::{Files, FilesError, Prepared};
-use crate::telemetry::metrics::RouteMetrics;
+use crate::telemetry::metrics::{RouteMetrics, metrics};
 use crate::upstream::{Group, NoServers};
 
-/// All routes with what serves them. Swapped as one unit; a request keeps the plan it began with.
+/// All that may change while the gateway runs. Swapped as one unit; a request keeps the plan it began
+/// with, so it never sees one half of a change.
 pub struct Plan {
+    pub(super) settings: Settings,
+    pub(super) tiers: Tiers,
+    /// One log line per request.
+    pub(super) access_log: bool,
+    pub(super) control_plane: axum::Router,
     pub(super) table: Table,
     /// By the index of the route in the configuration, as [`Table::find`] reports it.
     planned: Vec<Planned>,
 }
 
+/// What a plan is made of.
+pub struct Parts {
+    pub settings: Settings,
+    pub tiers: Tiers,
+    pub access_log: bool,
+    pub control_plane: axum::Router,
+    pub routes: Vec<Route>,
+}
+
 /// What serves one route.
 pub(super) struct Planned {
     pub metrics: RouteMetrics,
+    /// Whose rate-limit buckets its callers draw from.
+    pub key: RouteKey,
     pub service: Service,
 }
 
@@ -28,7 +48,7 @@ pub(super) enum Service {
         module: Arc<Prepared>,
         files: Option<Arc<Files>>,
     },
-    Upstreams(Group),
+    Upstreams(Arc<Group>),
     /// The answer is in the route itself.
     Fixed,
 }
@@ -47,41 +67,40 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// Compiles the modules, reads their files, groups the upstreams and builds the table.
-    pub async fn prepare(routes: Vec<Route>, registry: &Registry) -> Result<Plan, PlanError> {
+    /// Compiles the modules, reads their files, groups the upstreams and builds the table. What
+    /// `before`, the plan in use, has of the same kind keeps its state: code that is compiled, and
+    /// what is known of upstreams.
+    pub async fn prepare(
+        parts: Parts,
+        registry: &Registry,
+        before: Option<&Plan>,
+    ) -> Result<Plan, PlanError> {
+        let Parts {
+            settings,
+            tiers,
+            access_log,
+            control_plane,
+            routes,
+        } = parts;
         let mut planned = Vec::with_capacity(routes.len());
         let mut trees = Trees::default();
+        let groups = before.map(Plan::groups).unwrap_or_default();
         for route in &routes {
-            let service = match &route.target {
-                Target::Execute(execute) => {
-                    let prepared = registry.prepare_source(&execute.module).await;
-                    let module = prepared.map_err(|error| PlanError::Module {
-                        route: route.name.clone(),
-                        error,
-                    })?;
-                    let files = trees.get(execute.files.as_deref());
-                    let files = files.map_err(|error| PlanError::Files {
-                        route: route.name.clone(),
-                        error,
-                    })?;
-                    Service::Guest { module, files }
-                }
-                Target::Proxy(settings) => {
-                    let group = Group::new(settings.clone());
-                    Service::Upstreams(group.map_err(|error| PlanError::Upstreams {
-                        route: route.name.clone(),
-                        error,
-                    })?)
-                }
-                Target::Redirect(_) | Target::Respond(_) => Service::Fixed,
-            };
             planned.push(Planned {
                 metrics: RouteMetrics::new(&route.name),
-                service,
+                key: RouteKey::of(&route.name),
+                service: service(route, registry, &mut trees, &groups).await?,
             });
         }
         let table = Table::build(routes).map_err(PlanError::Table)?;
-        Ok(Plan { table, planned })
+        Ok(Plan {
+            settings,
+            tiers,
+            access_log,
+            control_plane,
+            table,
+            planned,
+        })
     }
 
     /// A route, by the index that [`Table::find`] gave.
@@ -93,6 +112,77 @@ impl Plan {
     pub(super) fn planned(&self, index: u32) -> Option<&Planned> {
         self.planned.get(index as usize)
     }
+
+    pub(super) fn body_bytes_max(&self, route: &Route) -> u64 {
+        let own = route.limits.body_bytes_max;
+        own.unwrap_or(self.settings.body_bytes_max)
+    }
+
+    /// Drops the metrics of routes that `after` does not have: else every name that ever was would stay
+    /// on the page, and in memory.
+    pub fn forget_metrics_not_in(&self, after: &Plan) {
+        let kept: HashSet<&str> = after.names().collect();
+        for name in self.names().filter(|name| !kept.contains(name)) {
+            metrics().forget_route(name);
+        }
+    }
+
+    pub fn route_count(&self) -> usize {
+        self.planned.len()
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.table.routes().iter().map(|route| route.name.as_str())
+    }
+
+    /// The groups in use, by the name of their route.
+    fn groups(&self) -> HashMap<&str, &Arc<Group>> {
+        let named = self.names().zip(&self.planned);
+        named
+            .filter_map(|(name, planned)| match &planned.service {
+                Service::Upstreams(group) => Some((name, group)),
+                Service::Guest { .. } | Service::Fixed => None,
+            })
+            .collect()
+    }
+}
+
+async fn service(
+    route: &Route,
+    registry: &Registry,
+    trees: &mut Trees,
+    groups: &HashMap<&str, &Arc<Group>>,
+) -> Result<Service, PlanError> {
+    let name = || route.name.clone();
+    match &route.target {
+        Target::Execute(execute) => {
+            let prepared = registry.prepare_source(&execute.module).await;
+            let module = prepared.map_err(|error| PlanError::Module {
+                route: name(),
+                error,
+            })?;
+            let files = trees.get(execute.files.as_deref());
+            let files = files.map_err(|error| PlanError::Files {
+                route: name(),
+                error,
+            })?;
+            Ok(Service::Guest { module, files })
+        }
+        Target::Proxy(settings) => {
+            // The same upstreams by the same rules: what is known of them stays known.
+            if let Some(group) = groups.get(route.name.as_str())
+                && group.settings() == settings
+            {
+                return Ok(Service::Upstreams(Arc::clone(group)));
+            }
+            let group = Group::new(settings.clone()).map_err(|error| PlanError::Upstreams {
+                route: name(),
+                error,
+            })?;
+            Ok(Service::Upstreams(Arc::new(group)))
+        }
+        Target::Redirect(_) | Target::Respond(_) => Ok(Service::Fixed),
+    }
 }
 
 /// The trees of files read so far: routes that name the same directory share one.
@@ -100,7 +190,7 @@ impl Plan {
 struct Trees(HashMap<PathBuf, Arc<Files>>);
 
 impl Trees {
-    /// Reads at most 64 MiB from the disk, and nobody is served yet, so the thread may wait for it.
+    /// Reads at most 64 MiB from the disk, for which the runtime's other tasks don't wait.
     fn get(&mut self, directory: Option<&Path>) -> Result<Option<Arc<Files>>, FilesError> {
         let Some(directory) = directory else {
             return Ok(None);
@@ -108,7 +198,8 @@ impl Trees {
         if let Some(files) = self.0.get(directory) {
             return Ok(Some(Arc::clone(files)));
         }
-        let files = Arc::new(Files::load(directory)?);
+        let loaded = tokio::task::block_in_place(|| Files::load(directory));
+        let files = Arc::new(loaded?);
         self.0.insert(directory.to_owned(), Arc::clone(&files));
         Ok(Some(files))
     }

@@ -102,7 +102,7 @@ impl Gateway {
                 head.insert_header(name, value)?;
             }
         }
-        let settings = &self.shared.settings;
+        let settings = &ctx.plan.settings;
         for (name, value) in &settings.headers.response_set {
             set_if_absent(head, name, value)?;
         }

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::sandbox::GuestLimits;
@@ -67,11 +68,26 @@ pub enum Subject {
     /// A user and a tier: all keys of one tier that a user has share their bucket.
     User(Uuid, Tier),
     /// A route and a client address (an IPv6 client is its /64 network).
-    RouteAddress(u32, IpAddr),
+    RouteAddress(RouteKey, IpAddr),
     /// A route and a user, where the route has limits of its own.
-    RouteUser(u32, Uuid),
+    RouteUser(RouteKey, Uuid),
     /// Failed authentications of an address.
     AuthFailure(IpAddr),
+}
+
+/// Which route's buckets: by the route's name, so that they stay the route's own when a reload moves it
+/// in the list, and are the same in every gateway that shares a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteKey(u64);
+
+impl RouteKey {
+    /// Names are the operator's own, so nobody can look for two that share a key.
+    pub fn of(route: &str) -> RouteKey {
+        let hash: [u8; 32] = Sha256::digest(route).into();
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash[..8]);
+        RouteKey(u64::from_be_bytes(first))
+    }
 }
 
 /// The answer to one request for a token.

@@ -86,7 +86,7 @@ fn addresses_of_one_ipv6_network_share_a_bucket() {
     let (limiter, now) = (limiter(), Instant::now());
     let take = |text: &str| {
         limiter
-            .take(&Subject::RouteAddress(1, address(text)), TWO, now)
+            .take(&Subject::RouteAddress(RouteKey(1), address(text)), TWO, now)
             .allowed
     };
     assert!(take("2001:db8:0:1::1"));
@@ -119,10 +119,10 @@ fn subjects_of_different_kinds_and_routes_are_apart() {
     let (id, ip) = (Uuid::from_u128(7), address("192.0.2.1"));
     for subject in [
         Subject::User(id, Tier::Free),
-        Subject::RouteUser(1, id),
-        Subject::RouteUser(2, id),
-        Subject::RouteAddress(1, ip),
-        Subject::RouteAddress(2, ip),
+        Subject::RouteUser(RouteKey(1), id),
+        Subject::RouteUser(RouteKey(2), id),
+        Subject::RouteAddress(RouteKey(1), ip),
+        Subject::RouteAddress(RouteKey(2), ip),
         Subject::AuthFailure(ip),
     ] {
         assert!(limiter.take(&subject, one, now).allowed, "{subject:?}");

@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{SecondsFormat, Utc};
 use serde::Serialize;
+
+use super::metrics::metrics;
 
 /// The program counts as stuck, hence not live, when nothing has beaten for this long.
 const HEARTBEAT_MAX_AGE: Duration = Duration::from_secs(15);
@@ -22,6 +24,7 @@ pub struct Health {
 
 struct Shared {
     checks: Mutex<BTreeMap<&'static str, Check>>,
+    config: Mutex<ConfigReport>,
     draining: AtomicBool,
     started: Instant,
     /// Milliseconds from `started` to the last heartbeat.
@@ -44,6 +47,24 @@ pub enum CheckStatus {
     Failing,
 }
 
+/// What became of the configuration: for operators alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ConfigReport {
+    /// When the one in use was loaded (RFC 3339, UTC).
+    pub loaded_at: String,
+    /// Why a newer one was refused, and when; absent where the newest is in use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refused>,
+}
+
+/// A configuration that was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// RFC 3339, UTC.
+    pub at: String,
+    pub reason: String,
+}
+
 /// The body of a health answer.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -54,6 +75,9 @@ pub struct Report {
     pub version: &'static str,
     pub uptime_seconds: u64,
     pub checks: BTreeMap<&'static str, Check>,
+    /// On the admin listener alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<ConfigReport>,
 }
 
 /// Which question a health request asks.
@@ -90,6 +114,7 @@ impl Health {
         Health {
             shared: Arc::new(Shared {
                 checks: Mutex::new(BTreeMap::new()),
+                config: Mutex::default(),
                 draining: AtomicBool::new(false),
                 started: Instant::now(),
                 beaten_ms: AtomicU64::new(0),
@@ -124,6 +149,32 @@ impl Health {
         self.shared
             .beaten_ms
             .store(age.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// The configuration in use was loaded now.
+    pub fn config_loaded(&self) {
+        let mut config = self.config();
+        config.loaded_at = timestamp();
+        config.refused = None;
+        metrics().config_loaded_at.set(Utc::now().timestamp());
+    }
+
+    /// Another one was not taken, because of `reason`. That makes nothing unhealthy: what is in use
+    /// stays in use.
+    pub fn config_refused(&self, reason: String) {
+        self.config().refused = Some(Refused {
+            at: timestamp(),
+            reason,
+        });
+    }
+
+    pub fn config_report(&self) -> ConfigReport {
+        self.config().clone()
+    }
+
+    fn config(&self) -> MutexGuard<'_, ConfigReport> {
+        let config = self.shared.config.lock();
+        config.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on the process is not ready: it is shutting down.
@@ -161,14 +212,19 @@ impl Health {
         }
         let report = Report {
             status,
-            timestamp: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+            timestamp: timestamp(),
             service: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: age.as_secs(),
             checks,
+            config: None,
         };
         (ok, report)
     }
+}
+
+fn timestamp() -> String {
+    Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 #[cfg(test)]

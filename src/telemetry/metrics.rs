@@ -45,6 +45,8 @@ pub struct Metrics {
     pub modules_cached: IntGauge,
     pub database_up: IntGauge,
     pub upstream_failures: IntCounter,
+    config_reloads: IntCounterVec,
+    pub config_loaded_at: IntGauge,
 }
 
 /// The process's metrics. One set per process, as in Prometheus' own model.
@@ -151,6 +153,22 @@ impl Metrics {
     /// `miss`, `rejected` (a file that did not verify or load), `written`, `failed`.
     pub fn artifact(&self, result: &str) {
         self.artifacts.with_label_values(&[result]).inc();
+    }
+
+    /// One attempt to reload the configuration. `result` is one of `ok`, `refused`.
+    pub fn config_reload(&self, result: &str) {
+        self.config_reloads.with_label_values(&[result]).inc();
+    }
+
+    /// Drops what was counted for a route that is no more.
+    pub fn forget_route(&self, route: &str) {
+        for method in METHODS {
+            for status in STATUS_CLASSES {
+                // Most of them never were.
+                let _ = self.requests.remove_label_values(&[route, method, status]);
+            }
+        }
+        let _ = self.request_duration.remove_label_values(&[route]);
     }
 
     /// The page, in the Prometheus text format 0.0.4.
@@ -267,6 +285,22 @@ impl Metrics {
             upstream_failures: r.counter(
                 "upstream_failures_total",
                 "Requests whose upstream could not be reached or failed.",
+            ),
+            config_reloads: {
+                let reloads = r.counter_vec(
+                    "config_reloads_total",
+                    "Attempts to reload the configuration, by result.",
+                    &["result"],
+                );
+                // They stand at 0 from the start, so that an alert sees the first refusal.
+                for result in ["ok", "refused"] {
+                    reloads.with_label_values(&[result]);
+                }
+                reloads
+            },
+            config_loaded_at: r.gauge(
+                "config_last_reload_success_timestamp_seconds",
+                "When the configuration in use was loaded, in seconds since 1970.",
             ),
             registry,
         }

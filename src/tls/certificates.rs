@@ -47,6 +47,9 @@ struct Set {
     default: Arc<CertifiedKey>,
 }
 
+/// Certificates that were read and can be used, not yet in use.
+pub struct PreparedCertificates(Arc<Set>);
+
 impl Certificates {
     /// Reads all pairs; one that can't be used fails the whole.
     pub fn load(files: &[CertificateFiles]) -> Result<Certificates, TlsError> {
@@ -55,9 +58,19 @@ impl Certificates {
         })
     }
 
+    /// Reads all pairs for a later [`Certificates::install`], which can't fail any more.
+    pub fn prepare(files: &[CertificateFiles]) -> Result<PreparedCertificates, TlsError> {
+        Ok(PreparedCertificates(Arc::new(Set::load(files)?)))
+    }
+
+    /// Uses these from now on; connections that are there stay as they are.
+    pub fn install(&self, prepared: PreparedCertificates) {
+        self.set.store(prepared.0);
+    }
+
     /// Reads all pairs again and swaps them in; on failure the old ones stay.
     pub fn reload(&self, files: &[CertificateFiles]) -> Result<(), TlsError> {
-        self.set.store(Arc::new(Set::load(files)?));
+        self.install(Certificates::prepare(files)?);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 
-pub use certificates::{Certificates, TlsError, inspect};
+pub use certificates::{Certificates, PreparedCertificates, TlsError, inspect};
 pub use development::{DEVELOPMENT_COMMON_NAME, ensure_development};
 
 /// A certificate chain and its private key, both PEM.

@@ -122,6 +122,7 @@ impl World {
             auth,
             registry: registry.clone(),
             sandbox,
+            key_creation: Arc::default(),
         });
         World {
             router,

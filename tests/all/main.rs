@@ -14,6 +14,7 @@ mod execute;
 mod files;
 mod guests;
 mod health;
+mod reload;
 mod routes;
 mod sandbox;
 mod shutdown;

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::gateway::gateway;
 
 /// Sleeps `ms` milliseconds through `poll_oneoff`, then writes "done".
-fn sleeper(ms: u64) -> String {
+pub fn sleeper(ms: u64) -> String {
     let nanos = ms * 1_000_000;
     format!(
         r#"(module

@@ -4,6 +4,7 @@ mod default_file;
 mod environment;
 mod hostile;
 mod production;
+mod reload;
 mod routes;
 mod salt;
 mod server;

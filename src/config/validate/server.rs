@@ -77,6 +77,7 @@ pub fn server(server: &file::Server, cx: &mut Context) -> Option<Server> {
         },
         threads: server.threads.0.map_or(cpus, |threads| threads as usize),
         shutdown_grace: server.shutdown_grace.0,
+        reload_on_change: server.reload_on_change,
     })
 }
 

@@ -24,6 +24,7 @@ pub struct Builder {
 pub struct Gateway {
     child: Option<Child>,
     dir: Arc<tempfile::TempDir>,
+    file: PathBuf,
     pub https: u16,
     pub http: u16,
     pub admin: u16,
@@ -146,6 +147,7 @@ impl Builder {
         Gateway {
             child: Some(child),
             dir,
+            file,
             https,
             http,
             admin,
@@ -188,6 +190,53 @@ impl Gateway {
 
     pub fn dir(&self) -> PathBuf {
         self.dir.path().to_owned()
+    }
+
+    /// The configuration file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Changes the configuration file, by replacing it as a whole.
+    pub fn edit(&self, change: impl FnOnce(&mut Value)) {
+        let text = std::fs::read_to_string(&self.file).unwrap();
+        let mut config = serde_yaml::from_str(&text).unwrap();
+        change(&mut config);
+        self.write(&serde_yaml::to_string(&config).unwrap());
+    }
+
+    /// As [`Gateway::edit`], with any text.
+    pub fn write(&self, text: &str) {
+        let new = self.file.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(&new, &self.file).unwrap();
+    }
+
+    /// The value of a metric that is there, by its name with labels.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let url = self.admin_url("/metrics");
+        let page = self
+            .client()
+            .get(url)
+            .send()
+            .await
+            .ok()?
+            .text()
+            .await
+            .ok()?;
+        let line = page.lines().find_map(|line| line.strip_prefix(name))?;
+        line.strip_prefix(' ')?.parse().ok()
+    }
+
+    /// Waits until so many reloads have ended with this result, since the start.
+    pub async fn reloaded(&self, result: &str, count: u32) {
+        let name = format!("wasmwiz_config_reloads_total{{result=\"{result}\"}}");
+        super::eventually(&name, async || {
+            let now = self.metric(&name).await?;
+            assert!(now <= f64::from(count), "{name} is {now} already");
+            (now == f64::from(count)).then_some(())
+        })
+        .await;
     }
 
     pub fn stdout(&self) -> String {

@@ -9,7 +9,10 @@ use super::*;
 const SECOND: u64 = 1_000_000_000;
 
 fn address(id: u32) -> Subject {
-    Subject::RouteAddress(0, IpAddr::V4(Ipv4Addr::from_bits(id)))
+    Subject::RouteAddress(
+        crate::limits::RouteKey::of("r"),
+        IpAddr::V4(Ipv4Addr::from_bits(id)),
+    )
 }
 
 fn key(id: u128) -> Subject {

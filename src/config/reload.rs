@@ -1,0 +1,137 @@
+//! What of a new configuration a running gateway can take over.
+
+use serde::Serialize as _;
+use serde_yaml::Value;
+
+use super::tree::Kind;
+use super::{Loaded, file};
+
+/// Keys that a reload takes over, each with everything below it. What is not named here needs a
+/// restart, and so does a new key until somebody has thought about it.
+pub const RELOADABLE: &[&str] = &[
+    "headers",
+    "logging.access",
+    "metrics.public",
+    "routes",
+    "sandbox.execution_timeout",
+    "sandbox.memory_max",
+    "sandbox.stderr_max",
+    "sandbox.stdout_max",
+    "server.bounds.body_size_max",
+    "server.bounds.headers_max",
+    "server.bounds.uri_size_max",
+    "server.https[].certificates",
+    "server.reload_on_change",
+    "server.timeouts.request_body",
+    "server.timeouts.write",
+    "server.trusted_proxies",
+    "tiers",
+];
+
+impl Loaded {
+    /// The keys that differ in `new` and can't be taken over while the gateway runs, as
+    /// `server.https[0].address`.
+    pub fn needs_restart(&self, new: &Loaded) -> Vec<String> {
+        let mut keys = Vec::new();
+        let (old_file, new_file) = (plain(&self.effective), plain(&new.effective));
+        collect(&old_file, &new_file, &Place::default(), &mut keys);
+        // Secrets are hidden in what was compared.
+        let (old, new) = (&self.config, &new.config);
+        for (key, is_other) in [
+            ("auth.salt", old.auth != new.auth),
+            ("database.url", old.store != new.store),
+            (
+                "sandbox.artifacts.key",
+                old.sandbox.artifacts != new.sandbox.artifacts,
+            ),
+        ] {
+            let (part, _) = key.rsplit_once('.').unwrap_or_default();
+            if is_other && !keys.iter().any(|known| known.starts_with(part)) {
+                keys.push(key.to_owned());
+            }
+        }
+        keys
+    }
+
+    /// Whether the file says nothing at all, which is more often a file that is being written than one
+    /// that is meant.
+    pub fn is_blank(&self) -> bool {
+        match &self.source.root {
+            None => true,
+            Some(root) => match &root.kind {
+                Kind::Null => true,
+                Kind::Mapping(entries) => entries.is_empty(),
+                Kind::Bool(_)
+                | Kind::Unsigned(_)
+                | Kind::Signed(_)
+                | Kind::Float(_)
+                | Kind::Text(_)
+                | Kind::Sequence(_) => false,
+            },
+        }
+    }
+}
+
+fn plain(file: &file::File) -> Value {
+    // What can't be written down can't be loaded either; the difference to anything else is seen.
+    serde_yaml::with::singleton_map_recursive::serialize(file, serde_yaml::value::Serializer)
+        .and_then(|value| value.serialize(serde_yaml::value::Serializer))
+        .unwrap_or(Value::Null)
+}
+
+/// A key: as it is shown, and as [`RELOADABLE`] has it.
+#[derive(Default, Clone)]
+struct Place {
+    shown: String,
+    pattern: String,
+}
+
+impl Place {
+    fn key(&self, key: &str) -> Place {
+        let dot = if self.shown.is_empty() { "" } else { "." };
+        Place {
+            shown: format!("{}{dot}{key}", self.shown),
+            pattern: format!("{}{dot}{key}", self.pattern),
+        }
+    }
+
+    fn index(&self, index: usize) -> Place {
+        Place {
+            shown: format!("{}[{index}]", self.shown),
+            pattern: format!("{}[]", self.pattern),
+        }
+    }
+
+    fn is_reloadable(&self) -> bool {
+        RELOADABLE.contains(&self.pattern.as_str())
+    }
+}
+
+/// Collects the keys that differ, as deep as both sides have the same shape.
+fn collect(old: &Value, new: &Value, at: &Place, keys: &mut Vec<String>) {
+    if old == new || at.is_reloadable() {
+        return;
+    }
+    match (old, new) {
+        (Value::Mapping(old), Value::Mapping(new)) => {
+            let added = new.keys().filter(|key| !old.contains_key(*key));
+            for key in old.keys().chain(added) {
+                let name = key.as_str().unwrap_or_default();
+                let missing = Value::Null;
+                let (old, new) = (old.get(key), new.get(key));
+                collect(
+                    old.unwrap_or(&missing),
+                    new.unwrap_or(&missing),
+                    &at.key(name),
+                    keys,
+                );
+            }
+        }
+        (Value::Sequence(old), Value::Sequence(new)) if old.len() == new.len() => {
+            for (index, (old, new)) in old.iter().zip(new).enumerate() {
+                collect(old, new, &at.index(index), keys);
+            }
+        }
+        _ => keys.push(at.shown.clone()),
+    }
+}
