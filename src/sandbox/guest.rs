@@ -16,6 +16,7 @@ use wasmer_types::TrapCode;
 use super::deadline::{RunId, Sitting, Slack};
 use super::engine::Prepared;
 use super::instance::{Instance, NoInstance};
+use super::memory::faults::Faults;
 use super::memory::{Data, PAGE_BYTES, PAGES_MAX};
 use super::wasi::{self, Output, Stop, Wasi};
 use super::{Call, End, GuestLimits, Outcome, StopSignal, Usage};
@@ -175,6 +176,7 @@ fn start(
         }
     };
     instance.env.as_mut(&mut instance.store).wasi = Some(wasi);
+    let faults = Faults::so_far();
     // SAFETY: the global is in the instance, which lives until the end of this function; `armed` is
     // disarmed before. The code is the module's, all of it compiled by Wasmer.
     let armed = unsafe { sitting.arm(module.code(), instance.stop, deadline, slack) };
@@ -199,7 +201,7 @@ fn start(
     };
     if left.leaves_no_doubt()
         && let Some(warm) = module.warm()
-        && instance.reset()
+        && instance.reset(faults)
     {
         warm.put(instance);
     }

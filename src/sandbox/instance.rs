@@ -20,6 +20,7 @@ use wasmer::{Extern, FunctionEnv, InstantiationError, LinkError, Store, Type, Ty
 use wasmer_vm::VMGlobalDefinition;
 
 use super::engine::{Prepared, START_EXPORT};
+use super::memory::faults::Faults;
 use super::memory::image::Image;
 use super::memory::{Data, GuestMemory};
 use super::tunables;
@@ -128,8 +129,8 @@ impl Instance {
     ///
     /// To be called only if the module is known to change nothing but memory and globals, and only
     /// after a guest that ended by itself: not after one that was stopped from outside, nor after a
-    /// failure of the host.
-    pub(super) fn reset(&mut self) -> bool {
+    /// failure of the host. `faults` were asked for on this thread before that guest began on it.
+    pub(super) fn reset(&mut self, faults: Faults) -> bool {
         self.env.as_mut(&mut self.store).wasi = None;
         for global in &self.globals {
             // SAFETY: the instance lives in our store, and no guest runs, since we have the store.
@@ -137,7 +138,7 @@ impl Instance {
         }
         match &self.memory {
             // SAFETY: the same.
-            Some(memory) => unsafe { memory.reset() }
+            Some(memory) => unsafe { memory.reset(faults) }
                 .inspect_err(|error| tracing::warn!(%error, "a guest's memory can't be reset"))
                 .is_ok(),
             None => true,

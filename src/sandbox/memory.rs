@@ -4,8 +4,8 @@
 //! offset leaves it, and compiled code needs no bounds checks. Only what the guest asked for is
 //! accessible; growing is one `mprotect`, and nothing ever moves. The first bytes may show an
 //! [`image`] of what the module's data segments put there. Between two guests, the pages that were
-//! written to are put back, if the kernel tells which those are ([`dirty`]), and given back to it
-//! otherwise.
+//! written to are put back, if the kernel tells which those are ([`dirty`]; it need not be asked where
+//! there were no [`faults`]), and given back to it otherwise.
 
 #![expect(
     unsafe_code,
@@ -13,6 +13,7 @@
 )]
 
 pub(super) mod dirty;
+pub(super) mod faults;
 pub(super) mod image;
 mod slot;
 
@@ -26,6 +27,7 @@ use wasmer::{MemoryError, MemoryType, Pages};
 use wasmer_types::{MemoryStyle, TrapCode};
 use wasmer_vm::{LinearMemory, Trap, VMMemory, VMMemoryDefinition, initialize_memory_with_data};
 
+use self::faults::Faults;
 use self::image::Image;
 use self::slot::Slot;
 
@@ -197,19 +199,19 @@ impl GuestMemory {
             .store(pages_max.min(PAGES_MAX), Ordering::Relaxed);
     }
 
-    /// Puts everything back to where it was before the first guest. On an error the instance must be
-    /// thrown away.
+    /// Puts everything back to where it was before the first guest; `faults` were asked for on this
+    /// thread before the last one began on it. On an error the instance must be thrown away.
     ///
     /// # Safety
     ///
     /// The instance must be alive, and no guest may be running in it.
-    pub(super) unsafe fn reset(&self) -> io::Result<()> {
+    pub(super) unsafe fn reset(&self, faults: Faults) -> io::Result<()> {
         let minimum = self.ty.minimum.0;
         let bytes = minimum as usize * PAGE_BYTES;
         self.lock()
             .as_mut()
             .ok_or_else(|| io::Error::other("the memory is gone"))?
-            .clean(bytes)?;
+            .clean(bytes, faults)?;
         if self.pages.swap(minimum, Ordering::Relaxed) != minimum {
             // SAFETY: the instance is alive, so the definition in it is valid, and nobody reads it.
             unsafe { (*self.definition.as_ptr()).current_length = bytes };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::PAGE_BYTES;
 use super::dirty;
+use super::faults::Faults;
 use super::image::Image;
 
 /// The largest index, the largest offset, and room for the widest access behind them.
@@ -27,6 +28,9 @@ pub(super) struct Slot {
     image: Option<Arc<Image>>,
     /// Whether dirty pages are looked for.
     tracked: bool,
+    /// All resident pages that are the slot's own, as they were found when it was last cleaned;
+    /// `None` where they have to be looked for. They may become more by page faults only.
+    own: Option<Vec<Range<usize>>>,
 }
 
 // SAFETY: a slot owns its mapping, as a `Box` owns its allocation.
@@ -60,6 +64,7 @@ impl Slot {
             touched: 0,
             image: None,
             tracked,
+            own: None,
         };
         // Guests' data stays out of core dumps, and a guest that touches a byte gets a page, not two
         // MiB. Nothing depends on either, so a refusal is no failure.
@@ -108,6 +113,7 @@ impl Slot {
         self.accessible = end;
         self.touched = self.touched.max(end);
         self.image = Some(Arc::clone(image));
+        self.own = None;
         Ok(())
     }
 
@@ -126,13 +132,15 @@ impl Slot {
     }
 
     /// Puts the slot back as a new one of `bytes` would be: the image, then zeros, and nothing
-    /// accessible behind. `bytes` must not be less than the image. On an error the slot is in an
-    /// unknown state and must be dropped.
-    pub(super) fn clean(&mut self, bytes: usize) -> io::Result<()> {
+    /// accessible behind. `bytes` must not be less than the image. `faults` are the calling
+    /// thread's up to a moment before the last guest began, if it ran on this thread. On an error
+    /// the slot is in an unknown state and must be dropped.
+    pub(super) fn clean(&mut self, bytes: usize, faults: Faults) -> io::Result<()> {
         if self.accessible == 0 {
             return Ok(());
         }
-        if !self.tracked || !self.restore() {
+        if !self.tracked || !self.restore(faults) {
+            self.own = None;
             // SAFETY: the range is within the mapping, and its guest is gone.
             let result = unsafe {
                 libc::madvise(self.base.as_ptr().cast(), self.touched, libc::MADV_DONTNEED)
@@ -152,33 +160,55 @@ impl Slot {
     /// Writes image and zeros over each accessible page that was ever written to; false if those that
     /// are resident (also behind what is accessible, where earlier guests had more) are too many, or
     /// can't be told.
-    fn restore(&mut self) -> bool {
+    fn restore(&mut self, faults: Faults) -> bool {
+        let own = match self.own.take() {
+            Some(own) if faults.none_since() => own,
+            Some(own) => match self.find_own(own) {
+                Some(own) => own,
+                None => return false,
+            },
+            None => match self.find_own(Vec::new()) {
+                Some(own) => own,
+                None => return false,
+            },
+        };
+        for region in &own {
+            self.put_back(region.clone());
+        }
+        self.own = Some(own);
+        true
+    }
+
+    /// The regions of pages that are the slot's own; `None` if they are too many to be put back one
+    /// by one, or can't be told. Makes use of a list that is no longer needed.
+    fn find_own(&self, mut own: Vec<Range<usize>>) -> Option<Vec<Range<usize>>> {
+        own.clear();
         let start = self.base.as_ptr() as usize;
-        let mut restored = 0;
-        let image = self.image.as_deref();
-        let end = start + self.accessible;
+        let mut bytes = 0;
         dirty::regions(start..start + self.touched, |region| {
-            restored += region.len();
-            if restored > RESTORE_BYTES_MAX {
-                return false;
-            }
-            // What lies behind holds zeros: it was put back before it became inaccessible.
-            let region = region.start..region.end.min(end);
-            if region.is_empty() {
-                return true;
-            }
-            let from = region.start - start;
-            // SAFETY: the region is within the accessible part of the slot, which is readable and
-            // writable, and nobody else refers to: its guest is gone.
-            let page = unsafe {
-                std::slice::from_raw_parts_mut(self.base.as_ptr().add(from), region.len())
-            };
-            match image {
-                Some(image) => image.put_back(page, from),
-                None => page.fill(0),
-            }
-            true
+            bytes += region.len();
+            own.push(region.start - start..region.end - start);
+            bytes <= RESTORE_BYTES_MAX
         })
+        .then_some(own)
+    }
+
+    /// Makes a region what it was at first.
+    fn put_back(&mut self, region: Range<usize>) {
+        // What lies behind holds zeros: it was put back before it became inaccessible.
+        let region = region.start..region.end.min(self.accessible);
+        if region.is_empty() {
+            return;
+        }
+        // SAFETY: the region is within the accessible part of the slot, which is readable and
+        // writable, and nobody else refers to: its guest is gone.
+        let page = unsafe {
+            std::slice::from_raw_parts_mut(self.base.as_ptr().add(region.start), region.len())
+        };
+        match &self.image {
+            Some(image) => image.put_back(page, region.start),
+            None => page.fill(0),
+        }
     }
 
     fn protect(&self, from: usize, bytes: usize, protection: libc::c_int) -> io::Result<()> {
@@ -197,8 +227,9 @@ impl Slot {
     /// Empties the slot for a guest of any module. On an error it must be dropped.
     pub(super) fn empty(&mut self) -> io::Result<()> {
         let Some(image) = self.image.take() else {
-            return self.clean(0);
+            return self.clean(0, Faults::unknown());
         };
+        self.own = None;
         // What stands before the image, and the image itself, make way for nothing.
         // SAFETY: the range is within the mapping, and its guest is gone.
         let address = unsafe {

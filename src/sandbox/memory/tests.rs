@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::faults::Faults;
 use super::image::Image;
 use super::slot::Slot;
 use super::{MemoryPool, PAGE_BYTES, dirty};
@@ -11,7 +12,7 @@ fn a_cleaned_slot_is_empty_and_zero_again() {
         let mut slot = Slot::reserve(tracked).unwrap();
         slot.grow(pages * PAGE_BYTES).unwrap();
         slot.bytes_mut().fill(0xaa);
-        slot.clean(0).unwrap();
+        slot.clean(0, Faults::unknown()).unwrap();
         assert_eq!(slot.accessible(), 0);
         slot.grow(pages * PAGE_BYTES).unwrap();
         assert!(slot.bytes().iter().all(|byte| *byte == 0));
@@ -51,12 +52,12 @@ fn shows_again(tracked: bool) {
         for byte in slot.bytes_mut().iter_mut().step_by(stride) {
             *byte = byte.wrapping_add(3);
         }
-        slot.clean(PAGE_BYTES).unwrap();
+        slot.clean(PAGE_BYTES, Faults::unknown()).unwrap();
         assert_eq!(slot.accessible(), PAGE_BYTES);
         assert!(slot.bytes() == fresh, "stride {stride}, {grown} pages");
         slot.grow(grown * PAGE_BYTES).unwrap();
         assert!(slot.bytes()[PAGE_BYTES..].iter().all(|byte| *byte == 0));
-        slot.clean(PAGE_BYTES).unwrap();
+        slot.clean(PAGE_BYTES, Faults::unknown()).unwrap();
     }
     slot.bytes_mut().fill(9);
     slot.empty().unwrap();
@@ -113,7 +114,7 @@ fn guests_of_many_sizes_leave_no_more_than_one() {
         slot.grow(pages * PAGE_BYTES).unwrap();
         let top = slot.accessible();
         slot.bytes_mut()[top - 6 * PAGE_BYTES..].fill(1);
-        slot.clean(PAGE_BYTES).unwrap();
+        slot.clean(PAGE_BYTES, Faults::unknown()).unwrap();
         let mut resident = 0;
         dirty::regions(start..start + 200 * PAGE_BYTES, |region| {
             resident += region.len();
@@ -146,7 +147,7 @@ fn an_image_stands_where_its_data_does() {
         ] {
             assert!(slot.bytes() == memory);
             slot.bytes_mut()[from..to].fill(9);
-            slot.clean(memory.len()).unwrap();
+            slot.clean(memory.len(), Faults::unknown()).unwrap();
         }
         assert!(slot.bytes() == memory);
         slot.empty().unwrap();
@@ -158,4 +159,68 @@ fn an_image_stands_where_its_data_does() {
     let mut slot = Slot::reserve(true).unwrap();
     slot.show(&Arc::new(nothing)).unwrap();
     assert_eq!(slot.accessible(), 0);
+}
+
+/// What a guest does between the moment its faults are asked for and the cleaning, again and again.
+#[test]
+fn pages_of_its_own_are_put_back_whether_there_were_faults_or_not() {
+    let data: Vec<u8> = (0..50_000_u32).map(|at| at as u8 | 1).collect();
+    let image = Arc::new(Image::new(&data, 0..data.len()).unwrap());
+    let mut slot = Slot::reserve(dirty::is_tracked()).unwrap();
+    slot.show(&image).unwrap();
+    slot.grow(2 * PAGE_BYTES).unwrap();
+    let fresh = slot.bytes().to_vec();
+    let mut random = 7_u32;
+    for round in 0..5_000 {
+        let faults = Faults::so_far();
+        // The same few pages for long, then others, as a guest with another input would.
+        for _ in 0..3 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let pages = if round % 50 == 0 { 32 } else { 1 + round / 500 };
+            let at = (random >> 8) as usize % pages * 4096 + (random >> 20) as usize % 4096;
+            slot.bytes_mut()[at] ^= 0x55;
+        }
+        if round % 70 == 0 {
+            slot.grow(3 * PAGE_BYTES).unwrap();
+            slot.bytes_mut()[2 * PAGE_BYTES + round] = 1;
+        }
+        slot.clean(2 * PAGE_BYTES, faults).unwrap();
+        assert!(slot.bytes() == fresh, "round {round}");
+    }
+    slot.grow(3 * PAGE_BYTES).unwrap();
+    assert!(slot.bytes()[2 * PAGE_BYTES..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_page_touched_for_the_first_time_is_a_fault() {
+    let mut slot = Slot::reserve(true).unwrap();
+    slot.grow(100 * PAGE_BYTES).unwrap();
+    let mut calm = 0;
+    for page in 0..100 {
+        // Whatever it has cached, it must notice.
+        let faults = Faults::so_far();
+        slot.bytes_mut()[page * PAGE_BYTES] = 1;
+        assert!(!faults.none_since(), "page {page}");
+        let faults = Faults::so_far();
+        slot.bytes_mut()[page * PAGE_BYTES] = 2;
+        calm += usize::from(faults.none_since());
+    }
+    // Nothing else of this thread faults all the time.
+    assert!(calm > 50, "{calm}");
+    assert!(!Faults::unknown().none_since());
+}
+
+#[test]
+fn another_threads_slot_is_looked_through() {
+    let mut slot = Slot::reserve(dirty::is_tracked()).unwrap();
+    slot.grow(PAGE_BYTES).unwrap();
+    slot.clean(PAGE_BYTES, Faults::unknown()).unwrap();
+    let mut slot = std::thread::spawn(move || {
+        slot.bytes_mut()[5 * 4096] = 1;
+        slot
+    })
+    .join()
+    .unwrap();
+    slot.clean(PAGE_BYTES, Faults::unknown()).unwrap();
+    assert!(slot.bytes().iter().all(|byte| *byte == 0));
 }
