@@ -4,11 +4,13 @@ use anyhow::Context;
 
 use crate::auth;
 use crate::config::{self, Config, Environment};
+use crate::sandbox;
 use crate::server::{Configured, Server};
 use crate::store::Store;
 use crate::telemetry::logging;
 
 pub(super) fn run(configured: Configured) -> anyhow::Result<i32> {
+    sandbox::serve_promptly();
     let config = configured.loaded.config.clone();
     let log = logging::init(&config.logging).context("starting the log")?;
     let salt = config::salt_at_start(&config).context("reading the API key salt")?;

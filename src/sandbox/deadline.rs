@@ -40,10 +40,6 @@ const NEVER: u64 = u64::MAX;
 /// asked it may stop them.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Nice value of guest threads (setpriority(2)): the others get about 36 times as much of a processor
-/// that both want.
-const GUEST_NICE: libc::c_int = 16;
-
 /// How exactly a run's deadline is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slack {
@@ -138,16 +134,6 @@ pub(super) fn start() -> io::Result<()> {
         .spawn(|| watchdog().watch())?;
     *started = true;
     Ok(())
-}
-
-/// Makes the calling thread give way to all others of the process that want to run.
-pub(super) fn yield_to_others() {
-    // SAFETY: the call takes no pointer; zero is the calling thread (as Linux has it).
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, GUEST_NICE) };
-    if result != 0 {
-        let error = io::Error::last_os_error();
-        tracing::warn!(%error, "guests run with the priority of all other threads");
-    }
 }
 
 /// Makes a run's deadline pass now. Does nothing when the run is over.

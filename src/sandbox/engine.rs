@@ -41,6 +41,9 @@ pub(super) enum Compiler {
     Cranelift,
 }
 
+/// Functions that Singlepass compiles at the same time, at most.
+const SINGLEPASS_THREADS_MAX: NonZero<usize> = NonZero::new(4).unwrap();
+
 /// Instances that take longer than this in the making are not made on the thread that asks.
 const SLOW_INSTANCE: Duration = Duration::from_millis(1);
 
@@ -155,19 +158,20 @@ pub(super) fn compile(compiler: Compiler, wasm: &[u8]) -> Result<Vec<u8>, Module
 
 /// An engine that compiles one module (the instrumentation is made for one).
 pub(super) fn compiling_engine(compiler: Compiler) -> Engine {
-    // One thread: the settings say how many compiles run at a time, and each takes one core.
-    const THREADS: NonZero<usize> = NonZero::<usize>::MIN;
     let instrument = Arc::new(Instrument::default());
     let builder = match compiler {
         Compiler::Singlepass => {
             let mut singlepass = Singlepass::new();
-            singlepass.num_threads(THREADS);
+            // Somebody waits for it, and it is over soon.
+            let threads = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+            singlepass.num_threads(threads.min(SINGLEPASS_THREADS_MAX));
             singlepass.push_middleware(instrument);
             EngineBuilder::new(singlepass)
         }
         Compiler::Cranelift => {
             let mut cranelift = Cranelift::new();
-            cranelift.num_threads(THREADS);
+            // The settings say how many compiles run at a time, and each takes one core.
+            cranelift.num_threads(NonZero::<usize>::MIN);
             cranelift.push_middleware(instrument);
             EngineBuilder::new(cranelift)
         }

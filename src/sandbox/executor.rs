@@ -27,6 +27,7 @@ use super::deadline::{self, RunId, Sitting};
 use super::guest::{self, Guest, Place, Ran};
 use super::input::InputCloser;
 use super::pipe::PipeCloser;
+use super::priority;
 use super::{Call, End, Outcome, Prepared, RunError, Stdin, Stdout, StopSignal, Usage};
 use crate::telemetry::metrics::metrics;
 
@@ -397,7 +398,7 @@ impl Shared {
                 return;
             }
         };
-        deadline::yield_to_others();
+        priority::yield_to_others();
         while let Some(job) = self.next() {
             let Job {
                 mut guest,

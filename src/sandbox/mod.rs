@@ -35,6 +35,7 @@ mod input;
 mod instance;
 mod memory;
 mod pipe;
+mod priority;
 #[cfg(test)]
 mod sections;
 mod stop;
@@ -62,6 +63,7 @@ pub use hash::ModuleHash;
 pub use input::{InputReader, InputWriter, Stdin, input};
 pub use outcome::{End, Outcome, Usage};
 pub use pipe::{PipeError, PipeReader, PipeWriter, pipe};
+pub use priority::serve_promptly;
 pub use settings::{ArtifactSettings, CompileSettings, GuestLimits, Settings};
 pub use stop::StopSignal;
 pub use text::{TEXT_BYTES_MAX, to_binary};

@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe};
 
 use super::engine::Compiler;
-use super::{ModuleError, engine, text};
+use super::{ModuleError, allocator, engine, priority, text};
 
 /// The hidden command that runs [`compile_worker`].
 pub(super) const COMMAND: &str = "compile-worker";
@@ -173,6 +173,7 @@ pub fn compile_worker() -> i32 {
 
 fn work() -> io::Result<()> {
     contain::begin()?;
+    priority::take_turns();
     let mut input = io::stdin().lock();
     // Not through the line buffer of standard output: an artifact has no lines.
     let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
@@ -181,6 +182,7 @@ fn work() -> io::Result<()> {
     let limits = Limits::decode(limits)
         .ok_or_else(|| io::Error::other("this command is for the gateway's own use"))?;
     contain::bound(limits)?;
+    allocator::keep_memory_at_hand();
     // The compiler may panic on what nobody thought of: that is the module's fault, and the text
     // of the panic means nothing to a client.
     panic::set_hook(Box::new(|_| {}));

@@ -129,7 +129,7 @@ impl Default for Compile {
     fn default() -> Compile {
         Compile {
             workers_max: 2,
-            workers_spare: 1,
+            workers_spare: 2,
             queue_max: 64,
             queue_timeout: Period::secs(10),
             singlepass: true,

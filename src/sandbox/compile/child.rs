@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::super::ModuleError;
 use super::super::settings::CompileSettings;
 use super::super::worker::{self, Answer, Job, Limits, Reply};
+use super::keeper::Taken;
 
 /// How often the parent looks whether anybody still waits.
 const LOOK: Duration = Duration::from_millis(20);
@@ -51,6 +52,8 @@ pub(super) struct Worker {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: ChildStdout,
+    /// Dropped after the child has ended.
+    taken: Option<Taken>,
 }
 
 impl Drop for Worker {
@@ -80,6 +83,7 @@ impl Worker {
             child,
             stdin: None,
             stdout,
+            taken: None,
         };
         set_up_pipe(&stdin)?;
         set_up_pipe(&worker.stdout)?;
@@ -94,6 +98,11 @@ impl Worker {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(worker),
             result => result.map(|()| worker),
         }
+    }
+
+    /// Says that it is no spare any more.
+    pub(super) fn taken(&mut self, taken: Taken) {
+        self.taken = Some(taken);
     }
 
     /// Whether the child has not ended, as far as is known.

@@ -22,6 +22,9 @@ use super::child::{Worker, set_nonblocking};
 /// it happens again: a machine on which they all end at once would do nothing else.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(64);
+/// A spare that was taken is replaced when its job is done, or after this time: to start and warm up
+/// another takes the processor from a client who waits for the job.
+const REPLACED_AFTER: Duration = Duration::from_millis(100);
 
 /// Hands out compile workers. When dropped, its thread and the spare workers end.
 pub(super) struct Keeper {
@@ -42,7 +45,20 @@ struct State {
     spares: VecDeque<Worker>,
     /// Those who wait for a worker because there was no spare.
     orders: VecDeque<SyncSender<io::Result<Worker>>>,
+    /// Spares that were taken and are still there.
+    taken: usize,
+    last_taken: Option<Instant>,
     is_ending: bool,
+}
+
+/// Held by a spare that was taken: when it is dropped, the keeper knows.
+pub(super) struct Taken(Arc<Shared>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.lock().taken -= 1;
+        self.0.wake();
+    }
 }
 
 impl Keeper {
@@ -72,7 +88,10 @@ impl Keeper {
         let mut state = self.shared.lock();
         while let Some(mut worker) = state.spares.pop_front() {
             if worker.is_alive() {
+                state.taken += 1;
+                state.last_taken = Some(Instant::now());
                 drop(state);
+                worker.taken(Taken(Arc::clone(&self.shared)));
                 self.shared.wake();
                 return Ok(worker);
             }
@@ -133,6 +152,7 @@ impl Shared {
                 .iter()
                 .map(|worker| worker.pipe().as_raw_fd())
                 .collect();
+            let courtesy = state.courtesy();
             drop(state);
             if !dead.is_empty() {
                 tracing::warn!("a compile worker ended before it had a job");
@@ -140,7 +160,7 @@ impl Shared {
             }
             drop(dead);
 
-            let pause = refill.pause();
+            let pause = refill.pause().max(courtesy);
             if is_short && pause.is_zero() {
                 refill.last = Some(Instant::now());
                 match Worker::start(&self.settings) {
@@ -199,6 +219,14 @@ impl Refill {
 }
 
 impl State {
+    /// How long to wait before a spare is replaced, for the sake of those that were taken.
+    fn courtesy(&self) -> Duration {
+        match self.last_taken {
+            Some(last) if self.taken > 0 => REPLACED_AFTER.saturating_sub(last.elapsed()),
+            Some(_) | None => Duration::ZERO,
+        }
+    }
+
     fn remove_dead(&mut self) -> Vec<Worker> {
         let mut dead = Vec::new();
         for mut worker in std::mem::take(&mut self.spares) {
