@@ -1,8 +1,12 @@
 //! The composition root: from the configuration to listeners, services and background tasks.
 
+mod notify;
 mod reload;
+mod sockets;
+mod stop;
+mod upgrade;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,6 +39,9 @@ use crate::telemetry::health::Health;
 use crate::telemetry::metrics::metrics;
 use crate::tls::{self, CertificateFiles, Certificates, TlsError};
 use reload::Reloader;
+use sockets::{OnSocket, Socket};
+use stop::{Stop, Successor};
+use upgrade::{Handover, Predecessor};
 
 /// How often the database is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(1);
@@ -43,6 +50,8 @@ const FLUSH_EVERY: Duration = Duration::from_secs(5);
 /// Idle connections stay this long after shutdown began, so that a request that is already on its
 /// way is answered.
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
+/// Longest wait after that for connections without a request to be closed.
+const DRAIN_SETTLED: Duration = Duration::from_secs(1);
 /// Longest wait for the listeners to accept after the services were started.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Upstream connections kept open for the next request.
@@ -62,6 +71,8 @@ pub struct Server {
     shared: Arc<Shared>,
     listeners: Vec<Bound>,
     reloader: Reloader,
+    successor: Successor,
+    predecessor: Option<Predecessor>,
 }
 
 /// Where the configuration came from, and what it said.
@@ -69,11 +80,13 @@ pub struct Configured {
     /// `None` for the built-in one.
     pub file: Option<PathBuf>,
     pub loaded: Loaded,
+    /// Whether to take over from the gateway that runs.
+    pub upgrade: bool,
 }
 
 impl Server {
-    /// Starts the sandbox, compiles the routes' modules, loads the certificates, and finds out whether
-    /// the ports are free.
+    /// Binds the ports, or takes them over from the gateway that runs; starts the sandbox, compiles the
+    /// routes' modules and loads the certificates.
     pub async fn prepare(
         configured: Configured,
         store: Store,
@@ -82,9 +95,22 @@ impl Server {
         // From here on a hang-up asks for a reload; its default would end the process.
         let hangups = signal(SignalKind::hangup())?;
         let config = configured.loaded.config.clone();
-        let listeners = listeners(&config)?;
-        for listener in &listeners {
-            check_free(listener.address)?;
+        let successor = Successor::of_this(configured.file.as_deref())?;
+        let mut listeners = listeners(&config)?;
+        let (predecessor, inherited) = match &config.server.upgrade_socket {
+            Some(path) if configured.upgrade => {
+                let (predecessor, sockets) = upgrade::inherit(path).await?;
+                (Some(predecessor), sockets)
+            }
+            None if configured.upgrade => {
+                bail!("server.upgrade_socket is null: name a socket, restart, and then upgrade")
+            }
+            Some(_) | None => (None, Vec::new()),
+        };
+        let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.address).collect();
+        let sockets = sockets::open(&addresses, inherited)?;
+        for (listener, socket) in listeners.iter_mut().zip(sockets) {
+            listener.socket = Some(socket);
         }
         let sandbox = Sandbox::start(config.sandbox.clone()).context("starting the sandbox")?;
         self_test(&sandbox)
@@ -137,6 +163,8 @@ impl Server {
             shared,
             listeners,
             reloader,
+            successor,
+            predecessor,
         })
     }
 
@@ -145,6 +173,7 @@ impl Server {
     pub async fn run(mut self) -> anyhow::Result<()> {
         let listeners = std::mem::take(&mut self.listeners);
         let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.address).collect();
+        let sockets = listeners.iter().filter_map(|l| l.socket).collect();
         raise_open_files(
             self.config.gateway.bounds.connections_max,
             self.config.sandbox.cache_bytes_max,
@@ -157,10 +186,32 @@ impl Server {
         wait_until_accepting(&addresses).await?;
         tracing::info!(addresses = ?addresses, environment = %format!("{:?}", self.config.environment).to_lowercase(), version = env!("CARGO_PKG_VERSION"), "the gateway is ready");
 
-        let by = stop_signal().await?;
-        tracing::info!(signal = by, "shutting down");
+        notify::ready();
+        if let Some(predecessor) = self.predecessor.take() {
+            predecessor
+                .relieve()
+                .await
+                .context("relieving the gateway that ran before")?;
+        }
+        let handover = self.config.server.upgrade_socket.as_deref();
+        let handover = handover.and_then(|path| {
+            let opened = Handover::open(path, sockets);
+            let reason = "upgrades are not possible: the upgrade socket can't be opened";
+            opened
+                .inspect_err(|error| tracing::warn!(%error, reason))
+                .ok()
+        });
+        let successors = tokio::spawn(self.successor.start_on_request());
+        let by = stop::stop(handover.as_ref()).await?;
+        tracing::info!(signal = by.name(), "shutting down");
         reloads.abort();
-        self.shared.health.start_draining();
+        successors.abort();
+        // With a successor the service goes on: neither those who ask for its health nor systemd must
+        // think that it stops.
+        if by != Stop::Succeeded {
+            self.shared.health.start_draining();
+            notify::stopping();
+        }
         // The receiver lives as long as Pingora runs; if it is gone there is nothing to stop.
         let _ = stop.send(true);
         drain(grace).await;
@@ -192,8 +243,11 @@ impl Server {
         server.bootstrap();
         let cap = ConnectionCap::new(self.config.gateway.bounds.connections_max);
         for bound in listeners {
+            let Some(socket) = bound.socket else {
+                bail!("the listener on {} has no socket", bound.address);
+            };
             let service = self.service(&server, &cap, bound);
-            server.add_service(service);
+            server.add_service(OnSocket { service, socket });
         }
         std::thread::Builder::new()
             .name("pingora".into())
@@ -264,9 +318,15 @@ impl Server {
 /// Waits for the requests in flight, at most `grace`.
 async fn drain(grace: Duration) {
     let deadline = Instant::now() + grace;
-    // A connection that was just accepted is not a request yet.
+    // A connection that was just accepted is not a request yet, nor is one that waits for its next: such
+    // are closed after [`DRAIN_IDLE`], and only then can nothing come any more.
     tokio::time::sleep(DRAIN_IDLE.min(grace)).await;
-    while metrics().requests_active.get() > 0 {
+    let settled = Instant::now() + DRAIN_SETTLED;
+    loop {
+        let is_quiet = metrics().connections.get() == 0 || Instant::now() >= settled;
+        if metrics().requests_active.get() == 0 && is_quiet {
+            return;
+        }
         if Instant::now() >= deadline {
             tracing::warn!(
                 requests = metrics().requests_active.get(),
@@ -309,6 +369,7 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<Bound>> {
                 Bound {
                     address: *address,
                     serves: Serves::Everything,
+                    socket: None,
                     tls: Some(Acceptor::from_server_config(Arc::new(tls))),
                     certificates: Some(loaded),
                 }
@@ -321,12 +382,14 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<Bound>> {
                 serves: Serves::Redirect {
                     https_port: *https_port,
                 },
+                socket: None,
                 tls: None,
                 certificates: None,
             },
             Listener::Http { address } => Bound {
                 address: *address,
                 serves: Serves::Everything,
+                socket: None,
                 tls: None,
                 certificates: None,
             },
@@ -337,6 +400,7 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<Bound>> {
         bound.push(Bound {
             address,
             serves: Serves::Admin { metrics_path },
+            socket: None,
             tls: None,
             certificates: None,
         });
@@ -360,6 +424,8 @@ fn make_development_certificates(certificates: &[CertificateFiles]) -> Result<()
 struct Bound {
     address: SocketAddr,
     serves: Serves,
+    /// Open once nothing else is wrong.
+    socket: Option<Socket>,
     tls: Option<Acceptor>,
     /// What `tls` chooses from.
     certificates: Option<Arc<Certificates>>,
@@ -474,16 +540,6 @@ fn raise_open_files(connections_max: usize, cache_bytes_max: u64) {
     }
 }
 
-/// Says clearly that a port is taken, before anything is started.
-fn check_free(address: SocketAddr) -> anyhow::Result<()> {
-    match TcpListener::bind(address) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(error).with_context(|| {
-            format!("can't listen on {address}: choose another address under `server`, or stop what uses it")
-        }),
-    }
-}
-
 async fn wait_until_accepting(addresses: &[SocketAddr]) -> anyhow::Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     for address in addresses {
@@ -504,22 +560,4 @@ async fn wait_until_accepting(addresses: &[SocketAddr]) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Waits for the first signal that asks to stop; a second one ends the process at once.
-async fn stop_signal() -> anyhow::Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let by = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    };
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        std::process::exit(130);
-    });
-    Ok(by)
 }

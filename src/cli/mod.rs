@@ -59,7 +59,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Start the gateway (the default).
-    Serve,
+    Serve(serve::Args),
     /// Validate the configuration, its certificates and its modules, without binding ports.
     Check(check::Args),
     /// Bring the database's schema to the newest version.
@@ -106,12 +106,12 @@ fn run(cli: Cli) -> anyhow::Result<i32> {
     tls::install_crypto_provider();
     let command = match cli.command {
         None if cli.migrate => Command::Migrate,
-        None => Command::Serve,
+        None => Command::Serve(serve::Args::default()),
         Some(command) => command,
     };
     let file = cli.config.as_deref();
     match command {
-        Command::Serve => serve::run(configured(file)?),
+        Command::Serve(args) => serve::run(args, configured(file)?),
         Command::Check(args) => check_configuration(args, cli.config),
         Command::Migrate => migrate(&load(file)?),
         Command::Exec(args) => exec::run(&args, &load(file)?),
@@ -192,6 +192,7 @@ fn configured(file: Option<&std::path::Path>) -> anyhow::Result<Configured> {
             Ok(Configured {
                 file: file.map(std::path::Path::to_owned),
                 loaded,
+                upgrade: false,
             })
         }
         Err(problems) => {

@@ -9,8 +9,16 @@ use crate::server::{Configured, Server};
 use crate::store::Store;
 use crate::telemetry::logging;
 
-pub(super) fn run(configured: Configured) -> anyhow::Result<i32> {
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Args {
+    /// Take over from the gateway that runs, without refusing a connection, and let it end
+    #[arg(long, short)]
+    pub upgrade: bool,
+}
+
+pub(super) fn run(args: Args, mut configured: Configured) -> anyhow::Result<i32> {
     sandbox::serve_promptly();
+    configured.upgrade = args.upgrade;
     let config = configured.loaded.config.clone();
     let log = logging::init(&config.logging).context("starting the log")?;
     let salt = config::salt_at_start(&config).context("reading the API key salt")?;

@@ -74,6 +74,8 @@ pub struct Server {
     pub threads: usize,
     /// Longest wait for running requests at shutdown.
     pub shutdown_grace: Duration,
+    /// Where a new process asks for the listening sockets; `None` lets none do so.
+    pub upgrade_socket: Option<PathBuf>,
     /// Whether a change of the configuration file is taken over without being asked for.
     pub reload_on_change: bool,
 }

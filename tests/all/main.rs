@@ -23,3 +23,4 @@ mod store;
 mod support;
 mod tidy;
 mod tour;
+mod upgrade;

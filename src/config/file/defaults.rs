@@ -47,6 +47,7 @@ impl Default for Server {
             }),
             threads: Threads::AUTO,
             shutdown_grace: Period::secs(30),
+            upgrade_socket: Some("data/upgrade.sock".to_string()),
             reload_on_change: true,
             connections_max: 10_000,
             trusted_proxies: Vec::new(),

@@ -64,6 +64,8 @@ pub struct Server {
     pub threads: Threads,
     /// Longest wait for running requests at shutdown.
     pub shutdown_grace: Period,
+    /// Unix socket through which a new process takes over; null for none.
+    pub upgrade_socket: Option<String>,
     /// Whether a change of the configuration file is taken over at once; SIGHUP does so in any case.
     pub reload_on_change: bool,
     /// Open connections over all public listeners.

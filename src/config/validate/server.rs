@@ -68,6 +68,7 @@ pub fn server(server: &file::Server, cx: &mut Context) -> Option<Server> {
         Period::secs(0),
         Period::secs(3_600),
     );
+    let upgrade_socket = upgrade_socket(server, &at, cx);
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     Some(Server {
         listeners,
@@ -77,8 +78,24 @@ pub fn server(server: &file::Server, cx: &mut Context) -> Option<Server> {
         },
         threads: server.threads.0.map_or(cpus, |threads| threads as usize),
         shutdown_grace: server.shutdown_grace.0,
+        upgrade_socket,
         reload_on_change: server.reload_on_change,
     })
+}
+
+fn upgrade_socket(server: &file::Server, at: &Path, cx: &mut Context) -> Option<PathBuf> {
+    /// A Unix socket's path has at most 107 bytes; a process number is appended while it is made.
+    const BYTES_MAX: usize = 96;
+    let path = at.key("upgrade_socket");
+    let text = server.upgrade_socket.as_deref()?;
+    if text.len() > BYTES_MAX {
+        cx.problem(
+            &path,
+            format_args!("has more than {BYTES_MAX} bytes"),
+            "name one nearer to the working directory",
+        );
+    }
+    file_path(Some(text), &path, cx)
 }
 
 fn https(

@@ -1,0 +1,89 @@
+//! The listening sockets: bound before anything else starts, or taken over from the process before, and
+//! handed to Pingora.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{IntoRawFd, RawFd};
+
+use anyhow::Context;
+use async_trait::async_trait;
+use pingora_core::server::{ListenFds, RuntimeOpts, ShutdownWatch};
+use pingora_core::services::Service;
+
+/// A socket that listens. Its number stays valid until Pingora closes it at the end of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Socket {
+    pub address: SocketAddr,
+    pub fd: RawFd,
+}
+
+/// Binds what was not inherited; of that, closes what is not wanted any more.
+pub(super) fn open(wanted: &[SocketAddr], inherited: Vec<Socket>) -> anyhow::Result<Vec<Socket>> {
+    let sockets = wanted.iter().map(|address| {
+        match inherited.iter().find(|socket| socket.address == *address) {
+            Some(socket) => Ok(*socket),
+            None => bind(*address),
+        }
+    });
+    let sockets = sockets.collect::<anyhow::Result<Vec<_>>>()?;
+    for socket in inherited.iter().filter(|socket| !sockets.contains(socket)) {
+        // One that stayed open would take connections that nobody accepts.
+        if let Err(error) = nix::unistd::close(socket.fd) {
+            tracing::warn!(address = %socket.address, %error, "a socket that is not needed can't be closed");
+        }
+    }
+    Ok(sockets)
+}
+
+/// Says clearly that a port is taken, before anything is started.
+fn bind(address: SocketAddr) -> anyhow::Result<Socket> {
+    let listener = TcpListener::bind(address).with_context(|| {
+        format!(
+            "can't listen on {address}: choose another address under `server`, or stop what uses it"
+        )
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(Socket {
+        address,
+        fd: listener.into_raw_fd(),
+    })
+}
+
+/// A service that finds its socket open instead of binding it.
+pub(super) struct OnSocket<S> {
+    pub service: S,
+    pub socket: Socket,
+}
+
+#[async_trait]
+impl<S: Service> Service for OnSocket<S> {
+    async fn start_service(
+        &mut self,
+        sockets: Option<ListenFds>,
+        shutdown: ShutdownWatch,
+        listeners_per_fd: usize,
+    ) {
+        if let Some(sockets) = &sockets {
+            let address = self.socket.address.to_string();
+            sockets.lock().add(address, self.socket.fd);
+        }
+        self.service
+            .start_service(sockets, shutdown, listeners_per_fd)
+            .await;
+    }
+
+    fn name(&self) -> &str {
+        self.service.name()
+    }
+
+    fn threads(&self) -> Option<usize> {
+        self.service.threads()
+    }
+
+    fn runtime_opts_override(&self, global: &RuntimeOpts) -> Option<RuntimeOpts> {
+        self.service.runtime_opts_override(global)
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        self.service.listen_addresses()
+    }
+}
