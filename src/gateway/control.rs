@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::stream::{self, Stream};
 use http::{Method, header};
 use http_body_util::BodyExt;
 use pingora_core::{Error, ErrorType};
@@ -35,6 +34,13 @@ const WATCH_AFTER: Duration = Duration::from_millis(50);
 const WHOLE_BYTES_MAX: u64 = 64 * 1024;
 
 type Answer = Result<axum::response::Response, Infallible>;
+
+/// A part of the body, or its end. Nobody may take the part for the whole, so a channel that closes
+/// before the end is a body that broke off.
+enum Piece {
+    Chunk(Result<Bytes, BodyError>),
+    End,
+}
 
 /// Stops the handler, and with it its guest, when the request is dropped.
 struct Running(JoinHandle<Answer>);
@@ -149,7 +155,7 @@ fn unreadable(ctx: &Ctx, error: &axum::Error) -> Stop {
 fn request(
     session: &Session,
     ctx: &Ctx,
-    mut received: mpsc::Receiver<Result<Bytes, BodyError>>,
+    received: mpsc::Receiver<Piece>,
 ) -> Result<http::Request<Body>, Failure> {
     let head = session.req_header();
     let target = head
@@ -165,9 +171,8 @@ fn request(
         headers.remove(header::AUTHORIZATION);
         headers.remove("x-api-key");
     }
-    let chunks = stream::poll_fn(move |cx| received.poll_recv(cx));
     let mut request = request
-        .body(Body::from_stream(chunks.fuse()))
+        .body(Body::from_stream(whole(received)))
         .map_err(|_| Failure::bad_request("the request target is not a valid path"))?;
     request.extensions_mut().insert(Caller {
         principal: ctx.principal.clone(),
@@ -177,19 +182,35 @@ fn request(
     Ok(request)
 }
 
+/// The body as the handler reads it: all of it, or an error.
+fn whole(received: mpsc::Receiver<Piece>) -> impl Stream<Item = Result<Bytes, BodyError>> {
+    stream::unfold(Some(received), |received| async move {
+        let mut received = received?;
+        match received.recv().await {
+            Some(Piece::Chunk(Ok(chunk))) => Some((Ok(chunk), Some(received))),
+            Some(Piece::Chunk(Err(error))) => Some((Err(error), None)),
+            Some(Piece::End) => None,
+            None => Some((Err(BodyError::Gone), None)),
+        }
+    })
+}
+
 /// Feeds the handler the body while it runs, and waits for its answer. A handler may answer before
 /// it has read everything.
 async fn serve(
     session: &mut Session,
     running: &mut Running,
-    chunks: mpsc::Sender<Result<Bytes, BodyError>>,
+    chunks: mpsc::Sender<Piece>,
     limit: BodyLimit,
     place: &Place,
 ) -> Result<Answer, Stop> {
     let deadline = tokio::time::Instant::now() + limit.timeout;
     let mut read: u64 = 0;
-    let mut chunks = Some(chunks).filter(|_| !session.as_downstream_mut().is_body_empty());
-    if chunks.is_some() {
+    let mut chunks = Some(chunks);
+    if session.as_downstream_mut().is_body_empty() {
+        // There is room: it is the first.
+        let _ = chunks.take().map(|chunks| chunks.try_send(Piece::End));
+    } else {
         body::invite(session).await?;
     }
     while let Some(sender) = &chunks {
@@ -220,7 +241,7 @@ enum Fed {
 
 async fn feed(
     session: &mut Session,
-    sender: &mpsc::Sender<Result<Bytes, BodyError>>,
+    sender: &mpsc::Sender<Piece>,
     read: &mut u64,
     limit: BodyLimit,
     place: &Place,
@@ -230,21 +251,18 @@ async fn feed(
         return Ok(Fed::Done);
     };
     let Some(chunk) = body::read_chunk(session).await? else {
+        permit.send(Piece::End);
         return Ok(Fed::Done);
     };
     *read += chunk.len() as u64;
     if *read > limit.bytes_max {
-        permit.send(Err(BodyError::TooLarge {
+        permit.send(Piece::Chunk(Err(BodyError::TooLarge {
             bytes_max: limit.bytes_max,
-        }));
+        })));
         return Ok(Fed::TooLarge);
     }
-    if let Err(full) = place.cover(usize::try_from(*read).unwrap_or(usize::MAX)) {
-        // The handler must not take the part for the whole.
-        permit.send(Err(BodyError::Gone));
-        return Err(full.into());
-    }
-    permit.send(Ok(chunk));
+    place.cover(usize::try_from(*read).unwrap_or(usize::MAX))?;
+    permit.send(Piece::Chunk(Ok(chunk)));
     Ok(Fed::More)
 }
 
@@ -253,4 +271,44 @@ fn joined(answer: Result<Answer, tokio::task::JoinError>) -> Result<Answer, Stop
         tracing::error!(%error, "a control-plane handler failed");
         Failure::internal().into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt;
+
+    use super::*;
+
+    async fn read(pieces: Vec<Piece>) -> Vec<Result<Bytes, BodyError>> {
+        let (sender, received) = mpsc::channel(8);
+        for piece in pieces {
+            assert!(sender.try_send(piece).is_ok());
+        }
+        drop(sender);
+        whole(received).collect().await
+    }
+
+    #[tokio::test]
+    async fn only_a_body_that_ended_is_whole() {
+        let chunk = || Piece::Chunk(Ok(Bytes::from_static(b"part")));
+        let ended = read(vec![chunk(), chunk(), Piece::End]).await;
+        assert!(
+            ended.len() == 2 && ended.iter().all(Result::is_ok),
+            "{ended:?}"
+        );
+        assert!(read(vec![Piece::End]).await.is_empty());
+        for broken in [vec![], vec![chunk()], vec![chunk(), chunk()]] {
+            let read = read(broken).await;
+            assert!(
+                matches!(read.last(), Some(Err(BodyError::Gone))),
+                "{read:?}"
+            );
+        }
+        let too_large = Piece::Chunk(Err(BodyError::TooLarge { bytes_max: 7 }));
+        let read = read(vec![chunk(), too_large, Piece::End]).await;
+        assert!(
+            matches!(read[..], [Ok(_), Err(BodyError::TooLarge { .. })]),
+            "{read:?}"
+        );
+    }
 }
