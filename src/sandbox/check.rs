@@ -113,7 +113,7 @@ fn malformed(error: &BinaryReaderError) -> ModuleError {
     ))
 }
 
-/// A name from the module as it may stand in a message: control characters escaped, and short.
+/// A name from the module as it may stand in a message: short, and what can not be seen is escaped.
 fn printable(name: &str) -> String {
     const CHARS_MAX: usize = 120;
     let mut text = String::new();
@@ -122,10 +122,11 @@ fn printable(name: &str) -> String {
             text.push('…');
             break;
         }
-        if character.is_control() {
-            let _ = write!(text, "{}", character.escape_default());
-        } else {
+        // Beyond ASCII too there are characters that are not seen, or turn round what is.
+        if matches!(character, ' '..='~') {
             text.push(character);
+        } else {
+            let _ = write!(text, "{}", character.escape_debug());
         }
     }
     text

@@ -128,6 +128,12 @@ fn imports_are_only_functions_of_wasi_preview_1() {
         "{function}"
     );
     assert!(!function.contains('\u{1b}'));
+    // What is not seen, or turns the text round.
+    let unseen = refused(r#"(import "env" "a\u{202e}b\u{200b}c\u{feff}\u{85}" (func))"#);
+    assert!(
+        unseen.contains(r"a\u{202e}b\u{200b}c\u{feff}\u{85}"),
+        "{unseen}"
+    );
     assert!(refused("(import \"wasix_32v1\" \"thread_spawn\" (func))").contains("WASIX"));
     assert!(refused("(import \"wasi_snapshot_preview1\" \"fd_writ\" (func))").contains("fd_writ"));
     assert!(refused("(import \"wasi:cli/run@0.2.0\" \"run\" (func))").contains("preview 2"));
