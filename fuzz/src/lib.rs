@@ -71,7 +71,7 @@ fn world() -> &'static World {
 /// `None` if they are refused as they should.
 pub fn upload_and_run(bytes: &[u8], preparation: Preparation) -> Option<Outcome> {
     let World { runtime, sandbox } = world();
-    let wasm = match runtime.block_on(sandbox.to_binary(Bytes::copy_from_slice(bytes))) {
+    let wasm = match runtime.block_on(sandbox.to_binary(Bytes::copy_from_slice(bytes), ShareKey::default())) {
         Ok(wasm) => wasm,
         Err(error) => return refused(&error),
     };

@@ -30,8 +30,9 @@ pub(super) async fn execute(
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let (wasm, input) = module_and_input(&parts, body, &api.state.settings).await?;
-    let wasm = api.state.sandbox.to_binary(wasm).await?;
-    let prepared = api.state.sandbox.prepare(wasm, Preparation::Fast).await?;
+    let (sandbox, share) = (&api.state.sandbox, share(&caller.principal));
+    let wasm = sandbox.to_binary(wasm, share).await?;
+    let prepared = sandbox.prepare_for(share, wasm, Preparation::Fast).await?;
     let hash = prepared.hash();
     let outcome = api.run(prepared, input, &caller.principal).await?;
     receipt::respond(
@@ -40,6 +41,11 @@ pub(super) async fn execute(
         caller.request_id,
         accept::form(&parts.headers),
     )
+}
+
+/// Whom compiles and guests count for.
+pub(super) fn share(principal: &KeyPrincipal) -> ShareKey {
+    ShareKey::of(principal.user_id)
 }
 
 /// A form has both as fields; any other body is the module, with its input in the query.
@@ -117,7 +123,7 @@ impl Api {
             limits: settings
                 .tiers
                 .guest_limits(Some(principal.tier), settings.guest),
-            share: ShareKey::of(principal.user_id),
+            share: share(principal),
         };
         Ok(self.state.sandbox.run(module, call).await?)
     }

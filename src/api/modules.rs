@@ -14,7 +14,7 @@ use super::Api;
 use super::accept;
 use super::body::{self, ContentType};
 use super::caller::{Authenticated, PathId};
-use super::execute::{INPUT_NAMES, WASM_NAMES};
+use super::execute::{INPUT_NAMES, WASM_NAMES, share};
 use super::form::{self, Field, FieldLimit};
 use super::problem::Problem;
 use super::query::Query;
@@ -83,11 +83,14 @@ pub(super) async fn upload(
     request: Request,
 ) -> Result<Response, Problem> {
     let upload = read_upload(request, &api).await?;
-    let wasm = api.state.sandbox.to_binary(upload.wasm).await?;
+    let (sandbox, share) = (&api.state.sandbox, share(&caller.principal));
+    let wasm = sandbox.to_binary(upload.wasm, share).await?;
     // What is no module, or does not compile, is refused here, and the first execution finds the
     // module compiled.
     let preparation = Preparation::FastThenOptimised;
-    let prepared = api.state.sandbox.prepare(wasm.clone(), preparation).await?;
+    let prepared = sandbox
+        .prepare_for(share, wasm.clone(), preparation)
+        .await?;
     let hash = prepared.hash();
     let new = NewModule {
         owner_id: caller.principal.user_id,
@@ -167,7 +170,8 @@ pub(super) async fn execute(
     let module = visible(&api, id, &caller.principal).await?;
     let form = accept::form(request.headers());
     let input = read_input(request, &api).await?;
-    let prepared = api.state.registry.prepare(&module).await?;
+    let share = share(&caller.principal);
+    let prepared = api.state.registry.prepare(&module, share).await?;
     let outcome = api.run(prepared, input, &caller.principal).await?;
     api.state.registry.executed(module.id);
     receipt::respond(outcome, module.hash, caller.request_id, form)

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chrono::Utc;
 
 use crate::route::ModuleSource;
-use crate::sandbox::{self, ModuleError, Preparation, Prepared, Sandbox};
+use crate::sandbox::{self, ModuleError, Preparation, Prepared, Sandbox, ShareKey};
 use crate::store::Store;
 use crate::store::modules::Module;
 
@@ -54,17 +54,23 @@ impl Registry {
         }
     }
 
-    /// The prepared guest of a stored module: from the sandbox's cache, else from its blob.
+    /// The prepared guest of a stored module: from the sandbox's cache, else from its blob, compiled on
+    /// behalf of `share`.
     ///
     /// # Errors
     /// [`RegistryError::NotFound`] when the module was deleted meanwhile.
-    pub async fn prepare(&self, module: &Module) -> Result<Arc<Prepared>, RegistryError> {
+    pub async fn prepare(
+        &self,
+        module: &Module,
+        share: ShareKey,
+    ) -> Result<Arc<Prepared>, RegistryError> {
         if let Some(prepared) = self.sandbox.prepared(&module.hash) {
             return Ok(prepared);
         }
         let wasm = self.blob(module).await?;
         let preparation = Preparation::FastThenOptimised;
-        Ok(self.sandbox.prepare(wasm, preparation).await?)
+        let prepared = self.sandbox.prepare_for(share, wasm, preparation);
+        Ok(prepared.await?)
     }
 
     /// The prepared guest of a route, with the best code: a route holds it until the next reload, and
@@ -145,7 +151,7 @@ mod tests {
     fn the_futures_may_move_between_threads() {
         fn sendable<T: Send>(_: T) {}
         fn check(registry: &Registry, module: &Module, source: &ModuleSource) {
-            sendable(registry.prepare(module));
+            sendable(registry.prepare(module, ShareKey::default()));
             sendable(registry.prepare_source(source));
             sendable(registry.flush());
         }

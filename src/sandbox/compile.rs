@@ -37,11 +37,11 @@ use super::artifacts::ArtifactStore;
 use super::cache::{ModuleCache, Refusals};
 use super::check::{self, Facts, check};
 use super::engine::{Compiled, Compiler};
-use super::instance::WarmPool;
 use super::memory::MemoryPool;
 use super::tunables::SandboxTunables;
+use super::warm::WarmPool;
 use super::worker::{Job, Task};
-use super::{ModuleError, ModuleHash, Preparation, Prepared, Settings, engine};
+use super::{ModuleError, ModuleHash, Preparation, Prepared, Settings, ShareKey, engine};
 use crate::telemetry::metrics::metrics;
 
 pub(super) use self::flight::Quality;
@@ -139,7 +139,12 @@ impl Compilers {
     }
 
     /// The module, from the cache or made now. Dropping the future gives up the caller's interest.
-    pub(super) async fn prepare(&self, wasm: Bytes, preparation: Preparation) -> Prepare {
+    pub(super) async fn prepare(
+        &self,
+        wasm: Bytes,
+        preparation: Preparation,
+        share: ShareKey,
+    ) -> Prepare {
         if wasm.len() as u64 > self.shared.settings.wasm_bytes_max {
             // Not worth hashing; says what is wrong.
             check(&wasm, self.limits())?;
@@ -150,7 +155,7 @@ impl Compilers {
             Preparation::Optimised => (Quality::Best, true),
         };
         let hash = ModuleHash::of(&wasm);
-        let mut flight = match self.shared.board(hash, wasm, quality, is_kept)? {
+        let mut flight = match self.shared.board(hash, wasm, quality, is_kept, share)? {
             Boarding::Cached(module) => return Ok(module),
             Boarding::Flight(receiver) => receiver,
         };
@@ -210,6 +215,7 @@ impl Shared {
         wasm: Bytes,
         quality: Quality,
         is_kept: bool,
+        share: ShareKey,
     ) -> Result<Boarding, ModuleError> {
         if let Some(module) = self.cached(&hash, quality) {
             return Ok(Boarding::Cached(module));
@@ -237,11 +243,11 @@ impl Shared {
             self.cache.still_improvable(&forgotten);
         }
         let queue_max = self.settings.compile.queue_max;
-        if !queue.has_room(quality, self.workers_max(), queue_max) {
+        if !queue.has_room(quality, share, self.workers_max(), queue_max) {
             return Err(ModuleError::Busy);
         }
         self.staff(&mut queue)?;
-        let flight = Arc::new(Flight::new(hash, wasm, quality, queue.number()));
+        let flight = Arc::new(Flight::new(hash, wasm, quality, share, queue.number()));
         flight.kept.store(is_kept, Ordering::Release);
         let receiver = flight.phase.subscribe();
         queue.flights.insert(flight.key(), Arc::clone(&flight));
@@ -268,7 +274,13 @@ impl Shared {
             self.cache.still_improvable(&hash);
             return;
         }
-        let flight = Flight::new(hash, wasm, Quality::Best, queue.number());
+        let flight = Flight::new(
+            hash,
+            wasm,
+            Quality::Best,
+            ShareKey::default(),
+            queue.number(),
+        );
         flight.background.store(true, Ordering::Release);
         flight.kept.store(true, Ordering::Release);
         let flight = Arc::new(flight);
@@ -355,7 +367,7 @@ impl Shared {
             && !flight.singlepass_failed.load(Ordering::Acquire);
         let compiler = match (is_quick, lane) {
             (true, _) => Compiler::Singlepass,
-            (false, Lane::Quick) => return self.slow_down(),
+            (false, Lane::Quick) => return self.slow_down(flight),
             (false, Lane::Slow | Lane::Background) => Compiler::Cranelift,
         };
         let artifact = match self.compile(flight, compiler, lane) {
@@ -364,7 +376,7 @@ impl Shared {
             Err(Failure::Refused(error)) if is_quick => {
                 tracing::debug!(module = %flight.hash, %error, "Cranelift takes over from Singlepass");
                 flight.singlepass_failed.store(true, Ordering::Release);
-                return self.slow_down();
+                return self.slow_down(flight);
             }
             Err(Failure::Refused(error) | Failure::Failed(error)) => {
                 metrics().compile(outcome(&error), name(compiler), began.elapsed());
@@ -410,11 +422,11 @@ impl Shared {
     }
 
     /// A quick flight turns out to need Cranelift, if there is room in that lane.
-    fn slow_down(&self) -> Flown {
+    fn slow_down(&self, flight: &Flight) -> Flown {
         let queue_max = self.settings.compile.queue_max;
         if self
             .lock()
-            .has_room(Quality::Best, self.workers_max(), queue_max)
+            .has_room(Quality::Best, flight.share, self.workers_max(), queue_max)
         {
             Flown::Again(Lane::Slow)
         } else {

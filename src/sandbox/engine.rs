@@ -20,11 +20,12 @@ use wasmer::{CompileError, Engine, Module};
 
 use super::check::Facts;
 use super::executor::Pace;
-use super::instance::{Instance, WarmInstances, WarmPool};
+use super::instance::Instance;
 use super::instrument::Instrument;
 use super::memory::Data;
 use super::memory::image::Image;
 use super::tunables::SandboxTunables;
+use super::warm::{WarmInstances, WarmPool};
 use super::{ModuleError, ModuleHash};
 
 /// The start section's function is exported under this name and not run by instantiation, so that

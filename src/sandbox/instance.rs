@@ -12,9 +12,7 @@
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::sync::atomic::AtomicI64;
 
 use wasmer::{Extern, FunctionEnv, InstantiationError, LinkError, Store, Type, TypedFunction};
 use wasmer_vm::VMGlobalDefinition;
@@ -197,128 +195,6 @@ fn imports(
             })
     });
     found.collect()
-}
-
-/// Instances between two guests, of all modules together. Cheap to clone.
-#[derive(Clone)]
-pub(super) struct WarmPool {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    idle_max: usize,
-    idle: AtomicUsize,
-    modules: Mutex<Vec<Weak<Shelf>>>,
-    epoch: Instant,
-}
-
-/// One module's.
-pub(super) struct WarmInstances {
-    pool: WarmPool,
-    shelf: Arc<Shelf>,
-}
-
-#[derive(Default)]
-struct Shelf {
-    instances: Mutex<Vec<Instance>>,
-    /// When the last guest came, in milliseconds since the pool's epoch.
-    used: AtomicU64,
-}
-
-impl WarmPool {
-    /// A pool that keeps at most `idle_max` instances.
-    pub(super) fn new(idle_max: usize) -> WarmPool {
-        WarmPool {
-            shared: Arc::new(Shared {
-                idle_max,
-                idle: AtomicUsize::new(0),
-                modules: Mutex::default(),
-                epoch: Instant::now(),
-            }),
-        }
-    }
-
-    /// Room for one more module.
-    pub(super) fn module(&self) -> WarmInstances {
-        let shelf = Arc::<Shelf>::default();
-        let mut modules = self.lock();
-        modules.retain(|module| module.strong_count() > 0);
-        modules.push(Arc::downgrade(&shelf));
-        drop(modules);
-        WarmInstances {
-            pool: self.clone(),
-            shelf,
-        }
-    }
-
-    /// Takes instances away from the modules that were used least recently, an eighth of all, so that
-    /// the next guests need not.
-    fn evict(&self) {
-        let shared = &self.shared;
-        let mut shelves: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
-        shelves.sort_by_cached_key(|shelf| shelf.used.load(Ordering::Relaxed));
-        let keep = shared.idle_max - shared.idle_max.div_ceil(8);
-        for shelf in shelves {
-            let idle = shared.idle.load(Ordering::Relaxed);
-            let Some(more) = idle.checked_sub(keep).filter(|more| *more > 0) else {
-                return;
-            };
-            let mut instances = shelf.lock();
-            let first_kept = more.min(instances.len());
-            // The oldest are at the front. They are dropped without the lock.
-            let evicted: Vec<Instance> = instances.drain(..first_kept).collect();
-            drop(instances);
-            shared.idle.fetch_sub(evicted.len(), Ordering::Relaxed);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Shelf>>> {
-        self.shared
-            .modules
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl WarmInstances {
-    /// The one that was used last, which the caches still know.
-    pub(super) fn take(&self) -> Option<Instance> {
-        let instance = self.shelf.lock().pop()?;
-        self.pool.shared.idle.fetch_sub(1, Ordering::Relaxed);
-        Some(instance)
-    }
-
-    /// Keeps an instance that was [`Instance::reset`].
-    pub(super) fn put(&self, instance: Instance) {
-        let shared = &self.pool.shared;
-        if shared.idle_max == 0 {
-            return;
-        }
-        let now = u64::try_from(shared.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.shelf.used.store(now, Ordering::Relaxed);
-        self.shelf.lock().push(instance);
-        if shared.idle.fetch_add(1, Ordering::Relaxed) >= shared.idle_max {
-            self.pool.evict();
-        }
-    }
-}
-
-impl Drop for WarmInstances {
-    fn drop(&mut self) {
-        let instances = std::mem::take(&mut *self.shelf.lock());
-        self.pool
-            .shared
-            .idle
-            .fetch_sub(instances.len(), Ordering::Relaxed);
-    }
-}
-
-impl Shelf {
-    fn lock(&self) -> MutexGuard<'_, Vec<Instance>> {
-        self.instances
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[cfg(test)]

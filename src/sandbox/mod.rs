@@ -40,6 +40,7 @@ mod priority;
 mod sections;
 mod stop;
 mod tunables;
+mod warm;
 mod wasi;
 
 use std::sync::Arc;
@@ -48,8 +49,8 @@ use bytes::Bytes;
 
 use self::compile::Compilers;
 use self::executor::Executor;
-use self::instance::WarmPool;
 use self::memory::MemoryPool;
+use self::warm::WarmPool;
 use crate::telemetry::metrics::metrics;
 
 pub use allocator::give_back_large_blocks;
@@ -177,9 +178,10 @@ impl Sandbox {
     }
 
     /// WebAssembly binary from what a client sent: binary passes as it is, text is translated in a
-    /// child process with limits. When the future is dropped, the child is killed.
-    pub async fn to_binary(&self, bytes: Bytes) -> Result<Bytes, ModuleError> {
-        self.compilers.to_binary(bytes).await
+    /// child process with limits, of one `share` one at a time. When the future is dropped, the child
+    /// is killed.
+    pub async fn to_binary(&self, bytes: Bytes, share: ShareKey) -> Result<Bytes, ModuleError> {
+        self.compilers.to_binary(bytes, share).await
     }
 
     /// Whether these bytes are a module we would run: format, features, imports, exports and
@@ -198,7 +200,19 @@ impl Sandbox {
         wasm: Bytes,
         preparation: Preparation,
     ) -> Result<Arc<Prepared>, ModuleError> {
-        self.compilers.prepare(wasm, preparation).await
+        self.prepare_for(ShareKey::default(), wasm, preparation)
+            .await
+    }
+
+    /// As [`Sandbox::prepare`], on behalf of somebody else, who takes turns with others for the
+    /// compilers, and gets no more than half of the places where one waits for them.
+    pub async fn prepare_for(
+        &self,
+        share: ShareKey,
+        wasm: Bytes,
+        preparation: Preparation,
+    ) -> Result<Arc<Prepared>, ModuleError> {
+        self.compilers.prepare(wasm, preparation, share).await
     }
 
     /// The module ready to run if the cache has it. Ask each time rather than hold it: better code may
@@ -214,14 +228,14 @@ impl Sandbox {
         let result = self.executor.run(module, call).await;
         counted.0 = true;
         match &result {
-            Ok(Outcome { end, usage, .. }) => metrics().guest_ended(
+            Ok(Outcome { end, usage, .. }) => metrics().guests.ended(
                 end.status(),
                 usage.wall,
                 usage.cpu,
                 usage.queued,
                 usage.memory_peak_bytes,
             ),
-            Err(RunError::Busy | RunError::ShuttingDown) => metrics().guest_rejected(),
+            Err(RunError::Busy | RunError::ShuttingDown) => metrics().guests.rejected(),
         }
         result
     }
@@ -249,7 +263,7 @@ struct Counted(bool);
 impl Drop for Counted {
     fn drop(&mut self) {
         if !self.0 {
-            metrics().guest_cancelled();
+            metrics().guests.cancelled();
         }
     }
 }

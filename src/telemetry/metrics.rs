@@ -11,9 +11,11 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::guests::GuestMetrics;
+
 /// From 100 µs to 60 s: an in-process answer takes tens of microseconds, a guest at its deadline
 /// many seconds.
-const LATENCY_BUCKETS: [f64; 16] = [
+pub(super) const LATENCY_BUCKETS: [f64; 16] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
     15.0, 60.0,
 ];
@@ -23,11 +25,7 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     request_duration: HistogramVec,
-    guests: IntCounterVec,
-    guest_duration: Histogram,
-    guest_cpu: Histogram,
-    guest_queue: Histogram,
-    guest_memory: Histogram,
+    pub guests: GuestMetrics,
     rate_limit: IntCounterVec,
     authentications: IntCounterVec,
     tls_handshakes: IntCounterVec,
@@ -98,32 +96,6 @@ impl RouteMetrics {
 }
 
 impl Metrics {
-    /// One guest's end, with the status of the usage record.
-    pub fn guest_ended(
-        &self,
-        status: &str,
-        wall: Duration,
-        cpu: Duration,
-        queued: Duration,
-        memory_peak_bytes: u64,
-    ) {
-        self.guests.with_label_values(&[status]).inc();
-        self.guest_duration.observe(wall.as_secs_f64());
-        self.guest_cpu.observe(cpu.as_secs_f64());
-        self.guest_queue.observe(queued.as_secs_f64());
-        self.guest_memory.observe(memory_peak_bytes as f64);
-    }
-
-    /// A guest that was not started because every place was taken.
-    pub fn guest_rejected(&self) {
-        self.guests.with_label_values(&["rejected"]).inc();
-    }
-
-    /// A guest whose caller went away before it ended.
-    pub fn guest_cancelled(&self) {
-        self.guests.with_label_values(&["cancelled"]).inc();
-    }
-
     pub fn rate_limit(&self, allowed: bool) {
         self.rate_limit
             .with_label_values(&[if allowed { "allowed" } else { "rejected" }])
@@ -197,8 +169,6 @@ impl Metrics {
             "version",
         );
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let memory_buckets =
-            prometheus::exponential_buckets(65_536.0, 4.0, 8).expect("the buckets are valid");
         Metrics {
             requests: r.counter_vec(
                 "requests_total",
@@ -210,27 +180,7 @@ impl Metrics {
                 "Time from a request's head to the end of its answer, in seconds.",
                 &["route"],
             ),
-            guests: r.counter_vec("guests_total", "Guests by how they ended.", &["status"]),
-            guest_duration: r.histogram(
-                "guest_duration_seconds",
-                "Wall-clock time of a guest, in seconds.",
-                LATENCY_BUCKETS.to_vec(),
-            ),
-            guest_cpu: r.histogram(
-                "guest_cpu_seconds",
-                "CPU time of a guest, in seconds.",
-                LATENCY_BUCKETS.to_vec(),
-            ),
-            guest_queue: r.histogram(
-                "guest_queue_seconds",
-                "Time a guest waited for a thread, in seconds.",
-                LATENCY_BUCKETS.to_vec(),
-            ),
-            guest_memory: r.histogram(
-                "guest_memory_peak_bytes",
-                "Largest linear memory of a guest, in bytes.",
-                memory_buckets,
-            ),
+            guests: r.add(GuestMetrics::new(|name| r.name(name)).expect("the metrics are valid")),
             rate_limit: r.counter_vec(
                 "rate_limit_decisions_total",
                 "Rate-limit decisions.",
@@ -347,11 +297,6 @@ impl Registrar<'_> {
             prometheus::IntGaugeVec::new(Opts::new(self.name(name), help), &[label])
                 .expect("the metric is valid"),
         )
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
-        let opts = HistogramOpts::new(self.name(name), help).buckets(buckets);
-        self.add(Histogram::with_opts(opts).expect("the metric is valid"))
     }
 
     fn histogram_vec(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {

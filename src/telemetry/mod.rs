@@ -3,3 +3,6 @@
 pub mod health;
 pub mod logging;
 pub mod metrics;
+pub mod shard;
+
+mod guests;

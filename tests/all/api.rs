@@ -541,9 +541,14 @@ async fn many_guests_at_once_see_only_their_own_input() {
     let inputs: Vec<String> = (0..60)
         .map(|number| format!("input {number} ").repeat(500))
         .collect();
-    let runs = inputs
+    let binary = sandbox::to_binary(Bytes::from_static(ECHO.as_bytes())).unwrap();
+    let forms: Vec<_> = inputs
         .iter()
-        .map(|input| world.execute(&user, ECHO, input.as_bytes()));
+        .map(|input| [("wasm", &binary[..]), ("input", input.as_bytes())])
+        .collect();
+    let runs = forms
+        .iter()
+        .map(|fields| world.post_form(&user, "/api/wasm/execute", fields));
     let answers = futures_util::future::join_all(runs).await;
     for (answer, input) in answers.iter().zip(&inputs) {
         assert_eq!(answer.status, 200);

@@ -19,7 +19,7 @@ pub(super) struct Airborne<'a> {
 impl Drop for Airborne<'_> {
     fn drop(&mut self) {
         let mut queue = self.shared.lock();
-        queue.done(self.lane);
+        queue.done(self.lane, self.flight.share);
         if let Some(lane) = self.next {
             // Somebody may have joined a flight of the background by now.
             let lane = match lane {

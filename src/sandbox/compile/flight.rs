@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::super::check::Facts;
-use super::super::{ModuleError, ModuleHash, Prepared};
+use super::super::{ModuleError, ModuleHash, Prepared, ShareKey};
 
 pub(super) type Prepare = Result<Arc<Prepared>, ModuleError>;
 
@@ -32,6 +32,8 @@ pub(super) struct Flight {
     pub hash: ModuleHash,
     pub wasm: Bytes,
     pub quality: Quality,
+    /// Whom it counts for: who asked first.
+    pub share: ShareKey,
     /// The order of boarding.
     pub number: u64,
     /// It goes on though nobody waits.
@@ -50,11 +52,18 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    pub(super) fn new(hash: ModuleHash, wasm: Bytes, quality: Quality, number: u64) -> Flight {
+    pub(super) fn new(
+        hash: ModuleHash,
+        wasm: Bytes,
+        quality: Quality,
+        share: ShareKey,
+        number: u64,
+    ) -> Flight {
         Flight {
             hash,
             wasm,
             quality,
+            share,
             number,
             background: AtomicBool::new(false),
             kept: AtomicBool::new(false),

@@ -1,6 +1,7 @@
 //! Which compile comes next.
 //!
-//! Flights wait in lanes, and a thread that is free takes the oldest of those it may. Cranelift can
+//! Flights wait in lanes, and a thread that is free takes the oldest of those it may, of whoever has
+//! the fewest in the air and was served the longest ago. Cranelift can
 //! take as long as the timeout for a few hundred KiB that mean harm; so it has all workers but one,
 //! and the last is kept for Singlepass, which is done in milliseconds. A flood of compile bombs then
 //! costs those who need Cranelift a wait, and the others nothing. (With one worker there is nothing
@@ -9,7 +10,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::super::ModuleHash;
+use super::super::{ModuleHash, ShareKey};
 use super::{Flight, Quality};
 
 /// Compiles that may wait in the background.
@@ -36,6 +37,7 @@ pub(super) struct Queue {
     slow: VecDeque<Arc<Flight>>,
     background: VecDeque<Arc<Flight>>,
     busy: Busy,
+    served: HashMap<ShareKey, Served>,
     /// Compile threads that there are.
     pub threads: usize,
     boarded: u64,
@@ -47,6 +49,15 @@ struct Busy {
     quick: usize,
     slow: usize,
     background: usize,
+}
+
+/// What a share was given lately.
+#[derive(Debug, Default, Clone, Copy)]
+struct Served {
+    in_the_air: usize,
+    /// When it was served last in the quick lane and in the others, in flights of all.
+    quick: u64,
+    slow: u64,
 }
 
 impl Busy {
@@ -86,14 +97,23 @@ impl Queue {
     }
 
     /// Whether one more may wait in a lane that somebody waits for. Each has room of its own: a slow
-    /// lane that is full is no reason to refuse what is quick.
-    pub(super) fn has_room(&self, quality: Quality, workers_max: usize, queue_max: usize) -> bool {
+    /// lane that is full is no reason to refuse what is quick. Nobody has more than half of the queue.
+    pub(super) fn has_room(
+        &self,
+        quality: Quality,
+        share: ShareKey,
+        workers_max: usize,
+        queue_max: usize,
+    ) -> bool {
         let busy = self.busy.quick + self.busy.slow;
-        let waiting = match quality {
-            Quality::Soon => self.quick.len(),
-            Quality::Best => self.slow.len(),
+        let lane = match quality {
+            Quality::Soon => &self.quick,
+            Quality::Best => &self.slow,
         };
-        waiting < workers_max.saturating_sub(busy).saturating_add(queue_max)
+        let free = workers_max.saturating_sub(busy);
+        let own = lane.iter().filter(|flight| flight.share == share).count();
+        lane.len() < free.saturating_add(queue_max)
+            && own < free.saturating_add(queue_max.div_ceil(2))
     }
 
     /// Whether one more may wait in the background.
@@ -105,23 +125,57 @@ impl Queue {
     /// The next flight, for a free thread. It counts as busy until [`Queue::done`].
     pub(super) fn take(&mut self, workers_max: usize) -> Option<(Lane, Arc<Flight>)> {
         let slow_free = self.busy.slow + self.busy.background < slow_max(workers_max);
-        let quick = self.quick.front().map(|flight| flight.number);
-        let slow = self.slow.front().map(|flight| flight.number);
-        let lane = match (quick, slow.filter(|_| slow_free)) {
-            (Some(quick), Some(slow)) if slow < quick => Lane::Slow,
-            (Some(_), Some(_) | None) => Lane::Quick,
-            (None, Some(_)) => Lane::Slow,
-            (None, None) if slow_free && self.busy.background == 0 => Lane::Background,
+        let quick = self.next(&self.quick, Turn::quick_turn);
+        let slow = self.next(&self.slow, Turn::slow_turn);
+        let (lane, at) = match (quick, slow.filter(|_| slow_free)) {
+            // What is quick changes little for the others; who had much of what is slow comes later.
+            (Some((quick, _)), Some((slow, at))) if slow.slow_turn() < quick.slow_turn() => {
+                (Lane::Slow, at)
+            }
+            (Some((_, at)), Some(_) | None) => (Lane::Quick, at),
+            (None, Some((_, at))) => (Lane::Slow, at),
+            (None, None) if slow_free && self.busy.background == 0 => (Lane::Background, 0),
             (None, None) => return None,
         };
-        let flight = self.lane(lane).pop_front()?;
+        let flight = self.lane(lane).remove(at)?;
         *self.busy.of(lane) += 1;
+        let last = self.number();
+        let served = self.served.entry(flight.share).or_default();
+        served.in_the_air += 1;
+        match lane {
+            Lane::Quick => served.quick = last,
+            Lane::Slow | Lane::Background => served.slow = last,
+        }
         Some((lane, flight))
     }
 
+    /// The flight in a lane whose turn it is, and its place there.
+    fn next(
+        &self,
+        lane: &VecDeque<Arc<Flight>>,
+        turn: fn(&Turn) -> (usize, u64, u64),
+    ) -> Option<(Turn, usize)> {
+        let turns = lane.iter().enumerate().map(|(at, flight)| {
+            let served = self.served.get(&flight.share).copied().unwrap_or_default();
+            let number = flight.number;
+            (Turn { served, number }, at)
+        });
+        turns.min_by_key(|(flight, _)| turn(flight))
+    }
+
     /// A flight that was taken is not in the air any more.
-    pub(super) fn done(&mut self, lane: Lane) {
+    pub(super) fn done(&mut self, lane: Lane, share: ShareKey) {
         *self.busy.of(lane) -= 1;
+        if let Some(served) = self.served.get_mut(&share) {
+            served.in_the_air = served.in_the_air.saturating_sub(1);
+        }
+        // Who has nothing here any more is forgotten, and begins anew.
+        let Queue {
+            flights, served, ..
+        } = self;
+        served.retain(|share, served| {
+            served.in_the_air > 0 || flights.values().any(|flight| flight.share == *share)
+        });
     }
 
     /// Whether somebody waits who could go on if the background did not.
@@ -166,6 +220,23 @@ impl Queue {
             });
         }
         forgotten
+    }
+}
+
+/// What says where a flight stands among those that wait; the least is next.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    served: Served,
+    number: u64,
+}
+
+impl Turn {
+    fn quick_turn(&self) -> (usize, u64, u64) {
+        (self.served.in_the_air, self.served.quick, self.number)
+    }
+
+    fn slow_turn(&self) -> (usize, u64, u64) {
+        (self.served.in_the_air, self.served.slow, self.number)
     }
 }
 

@@ -9,7 +9,8 @@ use super::super::deadline::{self, Sitting};
 use super::super::engine::{Prepared, prepare_here};
 use super::super::guest::{self, Guest, Place, Ran};
 use super::super::{Call, End, GuestLimits, Outcome, ShareKey, Stdout};
-use super::{Data, Instance, WarmPool};
+use super::{Data, Instance};
+use crate::sandbox::warm::WarmPool;
 
 fn run(module: &Arc<Prepared>) -> Outcome {
     run_for(module, Duration::from_secs(300))
@@ -44,7 +45,7 @@ fn run_for(module: &Arc<Prepared>, deadline: Duration) -> Outcome {
 }
 
 fn idle(module: &Prepared) -> usize {
-    module.warm().map_or(0, |warm| warm.shelf.lock().len())
+    module.warm().map_or(0, |warm| warm.idle())
 }
 
 /// What the next guest sees, against an instance that nobody has used.
@@ -185,16 +186,16 @@ fn the_pool_is_bounded_over_all_modules() {
     for at in [0, 0, 0, 0, 1, 1, 1, 1] {
         put(at);
     }
-    assert_eq!(pool.shared.idle.load(super::Ordering::Relaxed), 8);
+    assert_eq!(pool.idle(), 8);
     for _ in 0..20 {
         put(2);
-        let total: usize = shelves.iter().map(|shelf| shelf.shelf.lock().len()).sum();
+        let total: usize = shelves.iter().map(|shelf| shelf.idle()).sum();
         assert!(total <= 8);
-        assert_eq!(pool.shared.idle.load(super::Ordering::Relaxed), total);
-        assert!(!shelves[2].shelf.lock().is_empty());
+        assert_eq!(pool.idle(), total);
+        assert!(shelves[2].idle() > 0);
     }
     drop(shelves);
-    assert_eq!(pool.shared.idle.load(super::Ordering::Relaxed), 0);
+    assert_eq!(pool.idle(), 0);
     let none = WarmPool::new(0).module();
     let Ok(instance) = Instance::new(&modules[0], 1024, Data::Written) else {
         panic!("an instance");

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use wasm_wizard::sandbox::{ModuleError, Sandbox};
+use wasm_wizard::sandbox::{ModuleError, Sandbox, ShareKey};
 
 use super::{PATIENCE, sandbox, settings, wasm, within};
 
@@ -23,9 +23,13 @@ fn bomb() -> Bytes {
 #[tokio::test]
 async fn text_is_translated_and_binary_passes() {
     let sandbox = sandbox();
-    let binary = within(sandbox.to_binary(NOTHING.into())).await.unwrap();
+    let binary = within(sandbox.to_binary(NOTHING.into(), ShareKey::default()))
+        .await
+        .unwrap();
     assert_eq!(binary, wasm(NOTHING));
-    let again = within(sandbox.to_binary(binary.clone())).await.unwrap();
+    let again = within(sandbox.to_binary(binary.clone(), ShareKey::default()))
+        .await
+        .unwrap();
     assert_eq!(again, binary);
 }
 
@@ -36,7 +40,7 @@ async fn mistakes_are_told_with_their_line() {
         ("(component)", "WebAssembly text"),
         ("", "the module is empty"),
     ] {
-        match within(sandbox().to_binary(text.into())).await {
+        match within(sandbox().to_binary(text.into(), ShareKey::default())).await {
             Err(ModuleError::Invalid(message)) => {
                 assert!(message.contains(expected), "{message}");
             }
@@ -47,7 +51,9 @@ async fn mistakes_are_told_with_their_line() {
 
 #[tokio::test]
 async fn a_text_that_takes_too_long_is_refused() {
-    let error = within(sandbox().to_binary(bomb())).await.unwrap_err();
+    let error = within(sandbox().to_binary(bomb(), ShareKey::default()))
+        .await
+        .unwrap_err();
     assert!(matches!(&error, ModuleError::CompileLimit(_)), "{error:?}");
     assert!(error.to_string().contains("wat2wasm"), "{error}");
 }
@@ -62,7 +68,7 @@ async fn texts_wait_in_bounded_number_for_a_bounded_time_and_those_who_leave_fre
     let sandbox = Sandbox::start(settings).unwrap();
     let spawn = |text: Bytes| {
         let sandbox = sandbox.clone();
-        tokio::spawn(async move { sandbox.to_binary(text).await })
+        tokio::spawn(async move { sandbox.to_binary(text, ShareKey::default()).await })
     };
     let hard = spawn(bomb());
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -73,7 +79,9 @@ async fn texts_wait_in_bounded_number_for_a_bounded_time_and_those_who_leave_fre
     }
     let binary = wasm(NOTHING);
     assert_eq!(
-        within(sandbox.to_binary(binary.clone())).await.unwrap(),
+        within(sandbox.to_binary(binary.clone(), ShareKey::default()))
+            .await
+            .unwrap(),
         binary
     );
     hard.abort();
@@ -83,7 +91,10 @@ async fn texts_wait_in_bounded_number_for_a_bounded_time_and_those_who_leave_fre
     for _ in 0..20 {
         loop {
             // Longer than any waits for its turn, so this one has it when it is dropped.
-            let leaving = tokio::time::timeout(queue_timeout * 3, sandbox.to_binary(bomb()));
+            let leaving = tokio::time::timeout(
+                queue_timeout * 3,
+                sandbox.to_binary(bomb(), ShareKey::default()),
+            );
             match leaving.await {
                 Err(_) => break,
                 Ok(Err(ModuleError::Busy)) => assert!(begun.elapsed() < PATIENCE),
@@ -92,7 +103,32 @@ async fn texts_wait_in_bounded_number_for_a_bounded_time_and_those_who_leave_fre
         }
     }
     assert!(begun.elapsed() < Duration::from_secs(80));
-    while within(sandbox.to_binary(NOTHING.into())).await.is_err() {
+    while within(sandbox.to_binary(NOTHING.into(), ShareKey::default()))
+        .await
+        .is_err()
+    {
         assert!(begun.elapsed() < PATIENCE, "no place is free again");
+    }
+}
+
+#[tokio::test]
+async fn one_who_brings_many_texts_does_not_hold_up_another() {
+    let mut settings = settings();
+    settings.compile.workers_max = 2;
+    let sandbox = Sandbox::start(settings).unwrap();
+    let hard: Vec<_> = (0..4)
+        .map(|_| {
+            let sandbox = sandbox.clone();
+            tokio::spawn(async move { sandbox.to_binary(bomb(), ShareKey::of("many")).await })
+        })
+        .collect();
+    // Each of them comes as far as it can.
+    tokio::task::yield_now().await;
+    let other = sandbox.to_binary(NOTHING.into(), ShareKey::of("few"));
+    assert_eq!(within(other).await.unwrap(), wasm(NOTHING));
+    // No bomb had ended, so none made room.
+    assert!(hard.iter().all(|bomb| !bomb.is_finished()));
+    for bomb in hard {
+        bomb.abort();
     }
 }

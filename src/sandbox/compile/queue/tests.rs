@@ -5,19 +5,24 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::super::super::ModuleHash;
+use super::super::super::{ModuleHash, ShareKey};
 use super::super::{Flight, Quality};
 use super::{BACKGROUND_MAX, Lane, Queue};
 
-/// A flight that waits in a lane.
+/// A flight that waits in a lane, of somebody who has no other.
 fn waiting(queue: &mut Queue, lane: Lane) -> u64 {
+    let share = ShareKey::of(queue.boarded);
+    waiting_for(queue, lane, share)
+}
+
+fn waiting_for(queue: &mut Queue, lane: Lane, share: ShareKey) -> u64 {
     let number = queue.number();
     let quality = match lane {
         Lane::Quick => Quality::Soon,
         Lane::Slow | Lane::Background => Quality::Best,
     };
     let hash = ModuleHash::of(&number.to_le_bytes());
-    let flight = Flight::new(hash, Bytes::from_static(b"wasm"), quality, number);
+    let flight = Flight::new(hash, Bytes::from_static(b"wasm"), quality, share, number);
     flight
         .background
         .store(lane == Lane::Background, Ordering::Release);
@@ -30,6 +35,16 @@ fn waiting(queue: &mut Queue, lane: Lane) -> u64 {
 fn take(queue: &mut Queue, workers_max: usize) -> Option<(Lane, u64)> {
     let (lane, flight) = queue.take(workers_max)?;
     Some((lane, flight.number))
+}
+
+/// Has a flight of this number land, or go back to wait.
+fn done(queue: &mut Queue, lane: Lane, number: u64) {
+    let flight = queue
+        .flights
+        .values()
+        .find(|flight| flight.number == number);
+    let share = flight.map_or_else(ShareKey::default, |flight| flight.share);
+    queue.done(lane, share);
 }
 
 #[test]
@@ -46,7 +61,7 @@ fn one_worker_takes_them_in_order() {
         (Lane::Background, d),
     ] {
         assert_eq!(take(&mut queue, 1), Some(expected));
-        queue.done(expected.0);
+        done(&mut queue, expected.0, expected.1);
     }
     assert_eq!(take(&mut queue, 1), None);
 }
@@ -61,9 +76,9 @@ fn a_flood_of_slow_ones_leaves_a_worker_to_quick_ones() {
     assert_eq!(take(&mut queue, 3), Some((Lane::Slow, 1)));
     assert_eq!(take(&mut queue, 3), Some((Lane::Slow, 2)));
     assert_eq!(take(&mut queue, 3), Some((Lane::Quick, quick)));
-    queue.done(Lane::Quick);
+    done(&mut queue, Lane::Quick, quick);
     assert_eq!(take(&mut queue, 3), None);
-    queue.done(Lane::Slow);
+    done(&mut queue, Lane::Slow, 1);
     assert_eq!(take(&mut queue, 3), Some((Lane::Slow, 3)));
 }
 
@@ -82,7 +97,7 @@ fn the_background_comes_last_one_at_a_time_and_gives_way() {
     assert!(!queue.presses(4));
     // Of two workers, one may be slow.
     assert!(queue.presses(2));
-    queue.done(Lane::Background);
+    done(&mut queue, Lane::Background, first);
     assert!(take(&mut queue, 4).is_some());
     assert_eq!(take(&mut queue, 4), Some((Lane::Background, second)));
 }
@@ -103,7 +118,7 @@ fn what_gave_way_or_changed_lanes_keeps_its_place() {
     let first = waiting(&mut queue, Lane::Quick);
     waiting(&mut queue, Lane::Slow);
     let (lane, flight) = queue.take(1).unwrap();
-    queue.done(lane);
+    done(&mut queue, lane, first);
     queue.push(Lane::Slow, flight);
     assert_eq!(take(&mut queue, 1), Some((Lane::Slow, first)));
 }
@@ -123,7 +138,7 @@ fn a_flight_in_the_background_can_be_hurried() {
     assert_eq!(take(&mut queue, 2), Some((Lane::Slow, wanted)));
     // One that is in the air is not put into the queue again.
     queue.hurry(&flight);
-    queue.done(Lane::Slow);
+    done(&mut queue, Lane::Slow, wanted);
     assert_eq!(take(&mut queue, 2), Some((Lane::Background, 1)));
 }
 
@@ -131,16 +146,16 @@ fn a_flight_in_the_background_can_be_hurried() {
 fn rooms_are_bounded() {
     let mut queue = Queue::default();
     for _ in 0..5 {
-        assert!(queue.has_room(Quality::Best, 2, 3));
+        assert!(queue.has_room(Quality::Best, ShareKey::default(), 2, 3));
         waiting(&mut queue, Lane::Slow);
     }
-    assert!(!queue.has_room(Quality::Best, 2, 3));
+    assert!(!queue.has_room(Quality::Best, ShareKey::default(), 2, 3));
     // What is quick has room of its own.
     for _ in 0..5 {
-        assert!(queue.has_room(Quality::Soon, 2, 3));
+        assert!(queue.has_room(Quality::Soon, ShareKey::default(), 2, 3));
         waiting(&mut queue, Lane::Quick);
     }
-    assert!(!queue.has_room(Quality::Soon, 2, 3));
+    assert!(!queue.has_room(Quality::Soon, ShareKey::default(), 2, 3));
     for _ in 0..BACKGROUND_MAX {
         assert!(queue.has_room_in_background(4));
         waiting(&mut queue, Lane::Background);
@@ -159,4 +174,51 @@ fn what_nobody_waits_for_is_forgotten() {
     assert_eq!(forgotten, [ModuleHash::of(&2_u64.to_le_bytes())]);
     assert_eq!(queue.flights.len(), 1);
     assert_eq!(take(&mut queue, 1), Some((Lane::Background, 3)));
+}
+
+#[test]
+fn one_who_brings_many_takes_turns_with_others() {
+    let mut queue = Queue::default();
+    let (many, few) = (ShareKey::of("many"), ShareKey::of("few"));
+    let first: Vec<u64> = (0..6)
+        .map(|_| waiting_for(&mut queue, Lane::Slow, many))
+        .collect();
+    assert_eq!(take(&mut queue, 2), Some((Lane::Slow, first[0])));
+    let late = [0, 1].map(|_| waiting_for(&mut queue, Lane::Slow, few));
+    let quick = waiting_for(&mut queue, Lane::Quick, few);
+    assert_eq!(take(&mut queue, 2), Some((Lane::Quick, quick)));
+    queue.flights.retain(|_, flight| flight.number != quick);
+    queue.done(Lane::Quick, few);
+    queue.done(Lane::Slow, many);
+    for (number, share) in [
+        (late[0], few),
+        (first[1], many),
+        (late[1], few),
+        (first[2], many),
+    ] {
+        assert_eq!(take(&mut queue, 2), Some((Lane::Slow, number)));
+        assert_eq!(take(&mut queue, 2), None);
+        queue.flights.retain(|_, flight| flight.number != number);
+        queue.done(Lane::Slow, share);
+    }
+    // With room for two slow ones, the same share does not get both while others wait.
+    let other = waiting_for(&mut queue, Lane::Slow, ShareKey::of("other"));
+    assert_eq!(take(&mut queue, 3), Some((Lane::Slow, other)));
+    assert_eq!(take(&mut queue, 3), Some((Lane::Slow, first[3])));
+    // Who has nothing left is forgotten.
+    assert!(!queue.served.contains_key(&few));
+}
+
+#[test]
+fn nobody_gets_the_whole_queue() {
+    let mut queue = Queue::default();
+    let (many, few) = (ShareKey::of("many"), ShareKey::of("few"));
+    let mut room = 0;
+    while queue.has_room(Quality::Best, many, 2, 10) {
+        waiting_for(&mut queue, Lane::Slow, many);
+        room += 1;
+    }
+    assert_eq!(room, 7);
+    assert!(queue.has_room(Quality::Best, few, 2, 10));
+    assert!(queue.has_room(Quality::Soon, many, 2, 10));
 }

@@ -15,9 +15,9 @@ use crate::sandbox::check::{Limits, check};
 use crate::sandbox::deadline::{self, Sitting};
 use crate::sandbox::engine::{Compiler, Prepared, prepare_in};
 use crate::sandbox::guest::{self, Guest, Place, Ran};
-use crate::sandbox::instance::WarmPool;
 use crate::sandbox::memory::{MemoryPool, dirty};
 use crate::sandbox::sections::{EXPORT, Sections, leb};
+use crate::sandbox::warm::WarmPool;
 use crate::sandbox::{Call, End, GuestLimits, Outcome, ShareKey, Stdout};
 
 const LONG: Duration = Duration::from_secs(60);
