@@ -21,6 +21,8 @@ pub mod code {
     pub const URI_TOO_LONG: &str = "uri_too_long";
     pub const HEADERS_TOO_LARGE: &str = "headers_too_large";
     pub const UNSUPPORTED_MEDIA_TYPE: &str = "unsupported_media_type";
+    pub const UPGRADE_REQUIRED: &str = "upgrade_required";
+    pub const WEBSOCKET_NOT_ALLOWED: &str = "websocket_not_allowed";
 
     // Who asks, and for what.
     pub const UNAUTHORIZED: &str = "unauthorized";
@@ -52,6 +54,7 @@ pub mod code {
     pub const SHUTTING_DOWN: &str = "shutting_down";
     pub const DATABASE_UNAVAILABLE: &str = "database_unavailable";
     pub const AUTHENTICATION_UNAVAILABLE: &str = "authentication_unavailable";
+    pub const UPSTREAM_BUSY: &str = "upstream_busy";
     pub const UPSTREAM_UNAVAILABLE: &str = "upstream_unavailable";
     pub const UPSTREAM_TIMEOUT: &str = "upstream_timeout";
     pub const UPSTREAM_FAILED: &str = "upstream_failed";
@@ -69,6 +72,8 @@ pub mod code {
         URI_TOO_LONG,
         HEADERS_TOO_LARGE,
         UNSUPPORTED_MEDIA_TYPE,
+        UPGRADE_REQUIRED,
+        WEBSOCKET_NOT_ALLOWED,
         UNAUTHORIZED,
         TIER_TOO_LOW,
         FORBIDDEN,
@@ -92,6 +97,7 @@ pub mod code {
         SHUTTING_DOWN,
         DATABASE_UNAVAILABLE,
         AUTHENTICATION_UNAVAILABLE,
+        UPSTREAM_BUSY,
         UPSTREAM_UNAVAILABLE,
         UPSTREAM_TIMEOUT,
         UPSTREAM_FAILED,

@@ -38,6 +38,7 @@ use crate::store::Store;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::metrics;
 use crate::tls::{self, CertificateFiles, Certificates, TlsError};
+use crate::upstream;
 use reload::Reloader;
 use sockets::{OnSocket, Socket};
 use stop::{Stop, Successor};
@@ -56,8 +57,6 @@ const DRAIN_SETTLED: Duration = Duration::from_secs(1);
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Upstream connections kept open for the next request.
 const UPSTREAM_POOL: usize = 256;
-/// Tries per proxied request: each upstream once, up to this many.
-const UPSTREAM_TRIES_MAX: usize = 8;
 
 /// Files that are asked for, at most, for the memory images of cached modules.
 const IMAGES_MAX: u64 = 8192;
@@ -235,7 +234,7 @@ impl Server {
         let conf = ServerConf {
             threads: self.config.server.threads,
             upstream_keepalive_pool_size: UPSTREAM_POOL,
-            max_retries: UPSTREAM_TRIES_MAX,
+            max_retries: upstream::TRIES_MAX as usize,
             grace_period_seconds: Some(grace.as_secs() + 60),
             ..ServerConf::default()
         };

@@ -18,6 +18,7 @@ use crate::gateway::Listener;
 use crate::route::{ModuleSource, Route, Target};
 use crate::sandbox::{self, Files};
 use crate::tls::CertificateFiles;
+use crate::upstream;
 
 /// A certificate that ends sooner than this is worth a warning.
 const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 86_400);
@@ -108,6 +109,7 @@ fn report(
     findings.certificates(probes.now);
     findings.modules(probes.module);
     findings.files();
+    findings.upstreams();
     findings.table(probes.table);
     let Findings {
         mut problems,
@@ -348,6 +350,20 @@ impl Findings<'_> {
                     .index(index)
                     .key("execute")
                     .key("files");
+                let hint = "paths are relative to the working directory";
+                self.problem(&path, error, hint);
+            }
+        }
+    }
+
+    /// What `https` upstreams are verified with, and what they are shown.
+    fn upstreams(&mut self) {
+        for (index, route) in self.loaded.config.routes.iter().enumerate() {
+            let Target::Proxy(proxy) = &route.target else {
+                continue;
+            };
+            if let Err(error) = upstream::LoadedTls::load(&proxy.upstreams.tls) {
+                let path = Path::from("routes").index(index).key("proxy").key("tls");
                 let hint = "paths are relative to the working directory";
                 self.problem(&path, error, hint);
             }

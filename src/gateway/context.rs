@@ -10,12 +10,13 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use super::plan::Plan;
+use super::proxy::Proxied;
 use crate::auth::Principal;
 use crate::limits::Decision;
 use crate::route::{HeaderEdits, Route};
 use crate::sandbox::Usage;
 use crate::telemetry::metrics::metrics;
-use crate::upstream;
+use crate::upstream::Member;
 
 /// What is known of a request while it is served.
 pub struct Ctx {
@@ -37,10 +38,7 @@ pub struct Ctx {
     pub(super) decision: Option<Decision>,
     pub(super) guest: Option<(&'static str, Usage)>,
     pub(super) failure: Option<&'static str>,
-    pub(super) upstream: Option<upstream::Server>,
-    /// Whose turn it was when this request came, and how many upstreams it has tried since.
-    pub(super) turn: Option<upstream::Turn>,
-    pub(super) attempts: usize,
+    pub(super) proxied: Proxied,
     /// When the whole request body must have arrived.
     pub(super) body_deadline: Option<Instant>,
     /// Request body bytes passed on.
@@ -94,9 +92,7 @@ impl Ctx {
             decision: None,
             guest: None,
             failure: None,
-            upstream: None,
-            turn: None,
-            attempts: 0,
+            proxied: Proxied::default(),
             body_deadline: None,
             body_bytes: 0,
             _active: Active::new(),
@@ -112,6 +108,24 @@ impl Ctx {
             | HandledBy::Api
             | HandledBy::Redirect => None,
         }
+    }
+
+    /// The index of the request's route in its plan.
+    pub(super) fn route_index(&self) -> Option<u32> {
+        match &self.handled_by {
+            HandledBy::Route { index } => Some(*index),
+            HandledBy::Nobody
+            | HandledBy::Health
+            | HandledBy::Metrics
+            | HandledBy::Api
+            | HandledBy::Redirect => None,
+        }
+    }
+
+    /// The upstream that is tried now.
+    pub(super) fn member(&self) -> Option<&Member> {
+        let group = self.plan.group(self.route_index()?)?;
+        group.member(self.proxied.lease()?)
     }
 
     pub(super) fn route_headers(&self) -> Option<&HeaderEdits> {
@@ -169,7 +183,7 @@ impl Gateway {
                     code = ctx.failure,
                     guest,
                     guest_us = usage.map(|u: Usage| u.wall.as_micros() as u64),
-                    upstream = ctx.upstream.as_ref().map(tracing::field::display),
+                    upstream = ctx.proxied.server().map(tracing::field::display),
                     error = error.map(tracing::field::display),
                     "request"
                 )

@@ -12,12 +12,14 @@ mod context;
 mod control;
 mod execute;
 mod feed;
+mod forward;
 pub mod plan;
 mod proxy;
 mod request;
 mod respond;
 mod room;
 mod settings;
+mod websocket;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +28,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
-use pingora_core::upstreams::peer::{HttpPeer, Peer};
+use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
@@ -177,7 +179,8 @@ impl Gateway {
                 };
                 self.execute(session, ctx, &route.limits, program).await?;
             }
-            (Target::Proxy(_), Service::Upstreams(_)) => {
+            (Target::Proxy(proxy), Service::Upstreams(_)) => {
+                self.prepare_proxy(session, ctx, proxy)?;
                 body::BodyLimit {
                     bytes_max: plan.body_bytes_max(route),
                     timeout: plan.settings.timeouts.request_body,
@@ -190,6 +193,29 @@ impl Gateway {
             (Target::Execute(_) | Target::Proxy(_), _) => return Err(Failure::internal().into()),
         }
         Ok(Next::Answered)
+    }
+
+    /// What can be wrong with a request for an upstream, before any is asked.
+    fn prepare_proxy(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        proxy: &route::Proxy,
+    ) -> Result<(), Failure> {
+        if websocket::check(session, proxy)? {
+            ctx.proxied.websocket = true;
+            // How long it may be silent is looked after on the upstream's side, for both directions.
+            session.set_read_timeout(None);
+            // Whatever the answer is, what follows may be frames already.
+            session.set_keepalive(None);
+        }
+        if let Some(rewrite) = &proxy.rewrite {
+            let uri = &session.req_header().uri;
+            let target = rewrite.target(uri.path(), &ctx.route_path, uri.query(), &ctx.params);
+            let target = target.map_err(|error| Failure::bad_request(error.to_string()))?;
+            ctx.proxied.target = Some(target);
+        }
+        Ok(())
     }
 
     async fn redirect(
@@ -218,17 +244,6 @@ impl Gateway {
         let mut head = ResponseHeader::build(respond.status, Some(12))?;
         head.insert_header(header::CONTENT_TYPE, respond.content_type.clone())?;
         Ok(self.send(session, ctx, head, respond.body.clone()).await?)
-    }
-
-    /// The upstreams of the request's route.
-    fn group<'c>(&self, ctx: &'c Ctx) -> Option<&'c crate::upstream::Group> {
-        let HandledBy::Route { index } = &ctx.handled_by else {
-            return None;
-        };
-        match &ctx.plan.planned(*index)?.service {
-            Service::Upstreams(group) => Some(group),
-            Service::Guest { .. } | Service::Fixed => None,
-        }
     }
 }
 
@@ -299,6 +314,9 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<()> {
+        if session.was_upgraded() {
+            return Ok(());
+        }
         // Pingora's timeout is per read; the body as a whole has a deadline too.
         let timeout = ctx.plan.settings.timeouts.request_body;
         let deadline = *ctx.body_deadline.get_or_insert(ctx.started + timeout);
@@ -327,21 +345,13 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<Box<HttpPeer>> {
-        let HandledBy::Route { index } = ctx.handled_by else {
-            return Error::e_explain(
-                ErrorType::InternalError,
-                "no route for this upstream request",
-            );
-        };
         let plan = Arc::clone(&ctx.plan);
-        match plan.planned(index).map(|planned| &planned.service) {
-            Some(Service::Upstreams(group)) => self.peer(group, ctx).await,
-            Some(Service::Guest { .. } | Service::Fixed) | None => {
-                Error::e_explain(ErrorType::InternalError, "the route has no upstreams")
-            }
+        match ctx.route_index().and_then(|index| plan.group(index)) {
+            Some(group) => self.peer(group, session, ctx).await,
+            None => Error::e_explain(ErrorType::InternalError, "the route has no upstreams"),
         }
     }
 
@@ -352,16 +362,19 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        // Nothing was sent yet, so any method may be tried again, once per upstream.
-        let group = self.group(ctx);
-        if let (Some(group), Some(turn), Some(address)) =
-            (group, ctx.turn, peer.address().as_inet())
-        {
-            group
-                .select(turn, ctx.attempts.saturating_sub(1))
-                .connect_failed(*address);
-        }
-        error.set_retry(group.is_some_and(|group| ctx.attempts < group.members().len()));
+        self.not_connected(peer, ctx, &mut error);
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Ctx,
+        client_reused: bool,
+    ) -> Box<Error> {
+        self.broke_off(session, ctx, &mut error, client_reused);
         error
     }
 
@@ -371,10 +384,22 @@ impl ProxyHttp for Gateway {
         upstream: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<()> {
-        match self.group(ctx) {
-            Some(group) => self.edit_upstream_request(session, upstream, ctx, group),
-            None => Ok(()),
+        match (ctx.route(), proxy::proxy(ctx)) {
+            (Some(route), Some(proxy)) => {
+                let member = ctx.member();
+                forward::edit_request(session, upstream, ctx, proxy, &route.headers, member)
+            }
+            (None, _) | (_, None) => Ok(()),
         }
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> pingora_core::Result<()> {
+        self.judge(session, response, ctx)
     }
 
     async fn response_filter(
@@ -393,7 +418,11 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> FailToProxy {
         let sent = session.response_written().is_some();
-        let failure = if sent { None } else { proxy::failure(error) };
+        let failure = if sent {
+            None
+        } else {
+            self.proxy_failure(ctx, error)
+        };
         let error_code = failure.as_ref().map_or(0, |f| f.status.as_u16());
         if let Some(failure) = failure {
             session.set_keepalive(None);

@@ -11,7 +11,7 @@ use crate::modules::{Registry, RegistryError};
 use crate::route::{BuildError, Route, Table, Target};
 use crate::sandbox::{Files, FilesError, Prepared};
 use crate::telemetry::metrics::{RouteMetrics, metrics};
-use crate::upstream::{Group, NoServers};
+use crate::upstream::{self, Group, GroupError};
 
 /// All that may change while the gateway runs. Swapped as one unit; a request keeps the plan it began
 /// with, so it never sees one half of a change.
@@ -21,6 +21,8 @@ pub struct Plan {
     /// One log line per request.
     pub(super) access_log: bool,
     pub(super) control_plane: axum::Router,
+    /// What is known of the servers, for the plan after this one.
+    upstreams: upstream::Registry,
     pub(super) table: Table,
     /// By the index of the route in the configuration, as [`Table::find`] reports it.
     planned: Vec<Planned>,
@@ -48,7 +50,7 @@ pub(super) enum Service {
         module: Arc<Prepared>,
         files: Option<Arc<Files>>,
     },
-    Upstreams(Arc<Group>),
+    Upstreams(Box<Group>),
     /// The answer is in the route itself.
     Fixed,
 }
@@ -63,7 +65,7 @@ pub enum PlanError {
     #[error("route `{route}`: files: {error}")]
     Files { route: String, error: FilesError },
     #[error("route `{route}`: {error}")]
-    Upstreams { route: String, error: NoServers },
+    Upstreams { route: String, error: GroupError },
 }
 
 impl Plan {
@@ -84,12 +86,13 @@ impl Plan {
         } = parts;
         let mut planned = Vec::with_capacity(routes.len());
         let mut trees = Trees::default();
-        let groups = before.map(Plan::groups).unwrap_or_default();
+        let upstreams = before.map(|plan| plan.upstreams.clone());
+        let upstreams = upstreams.unwrap_or_default();
         for route in &routes {
             planned.push(Planned {
                 metrics: RouteMetrics::new(&route.name),
                 key: RouteKey::of(&route.name),
-                service: service(route, registry, &mut trees, &groups).await?,
+                service: service(route, registry, &mut trees, &upstreams).await?,
             });
         }
         let table = Table::build(routes).map_err(PlanError::Table)?;
@@ -98,6 +101,7 @@ impl Plan {
             tiers,
             access_log,
             control_plane,
+            upstreams,
             table,
             planned,
         })
@@ -106,6 +110,14 @@ impl Plan {
     /// A route, by the index that [`Table::find`] gave.
     pub(super) fn route(&self, index: u32) -> Option<&Route> {
         self.table.routes().get(index as usize)
+    }
+
+    /// The upstreams of the route with this index, where it is a proxy.
+    pub(super) fn group(&self, index: u32) -> Option<&Group> {
+        match &self.planned(index)?.service {
+            Service::Upstreams(group) => Some(group),
+            Service::Guest { .. } | Service::Fixed => None,
+        }
     }
 
     /// What serves the route with this index.
@@ -134,24 +146,13 @@ impl Plan {
     fn names(&self) -> impl Iterator<Item = &str> {
         self.table.routes().iter().map(|route| route.name.as_str())
     }
-
-    /// The groups in use, by the name of their route.
-    fn groups(&self) -> HashMap<&str, &Arc<Group>> {
-        let named = self.names().zip(&self.planned);
-        named
-            .filter_map(|(name, planned)| match &planned.service {
-                Service::Upstreams(group) => Some((name, group)),
-                Service::Guest { .. } | Service::Fixed => None,
-            })
-            .collect()
-    }
 }
 
 async fn service(
     route: &Route,
     registry: &Registry,
     trees: &mut Trees,
-    groups: &HashMap<&str, &Arc<Group>>,
+    upstreams: &upstream::Registry,
 ) -> Result<Service, PlanError> {
     let name = || route.name.clone();
     match &route.target {
@@ -168,18 +169,15 @@ async fn service(
             })?;
             Ok(Service::Guest { module, files })
         }
-        Target::Proxy(settings) => {
-            // The same upstreams by the same rules: what is known of them stays known.
-            if let Some(group) = groups.get(route.name.as_str())
-                && group.settings() == settings
-            {
-                return Ok(Service::Upstreams(Arc::clone(group)));
-            }
-            let group = Group::new(settings.clone()).map_err(|error| PlanError::Upstreams {
+        // Made anew even where the rules are the same, because the files of its TLS may not be. What is
+        // known of its servers stays known.
+        Target::Proxy(proxy) => {
+            let group = Group::new(proxy.upstreams.clone(), upstreams);
+            let group = group.map_err(|error| PlanError::Upstreams {
                 route: name(),
                 error,
             })?;
-            Ok(Service::Upstreams(Arc::new(group)))
+            Ok(Service::Upstreams(Box::new(group)))
         }
         Target::Redirect(_) | Target::Respond(_) => Ok(Service::Fixed),
     }

@@ -1,163 +1,292 @@
-//! `proxy` targets: which upstream, and what is changed on the way there.
+//! `proxy` targets: which upstream, and what becomes of a try that fails.
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode, header};
-use pingora_core::upstreams::peer::HttpPeer;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, StatusCode, header};
+use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy, Peer};
 use pingora_core::{Error, ErrorSource, ErrorType};
-use pingora_http::RequestHeader;
+use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::respond::is_tls;
-use super::{Ctx, Gateway};
-use crate::failure::Failure;
-use crate::route::Auth;
+use super::websocket::Open;
+use super::{Ctx, Gateway, forward, websocket};
+use crate::failure::{Failure, code};
+use crate::route::{Proxy, Target};
 use crate::telemetry::metrics::metrics;
-use crate::upstream::Group;
+use crate::upstream::{Balance, Failed, Group, HashOn, Lease, NoServer, Tries};
 
-/// Idle connections to upstreams are kept for less than common servers keep them (60 s and up).
-const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
+/// What is known of a request while upstreams are tried.
+#[derive(Default)]
+pub(super) struct Proxied {
+    tries: Option<Tries>,
+    /// The place at the upstream that is tried now, or was tried last.
+    lease: Option<Lease>,
+    /// What is asked for instead of the request's own target.
+    pub target: Option<PathAndQuery>,
+    /// What the client is told where no upstream can be had.
+    refusal: Option<Failure>,
+    /// Whether this is a WebSocket's handshake that the route allows.
+    pub websocket: bool,
+    /// The WebSocket, once the upstream has agreed.
+    open: Option<Open>,
+    /// The answer had a status that is tried again, and the try is paid for.
+    retrying: bool,
+}
+
+impl Proxied {
+    pub fn lease(&self) -> Option<&Lease> {
+        self.lease.as_ref()
+    }
+
+    /// The upstream of the latest try.
+    pub fn server(&self) -> Option<&crate::upstream::Server> {
+        self.lease.as_ref().map(Lease::server)
+    }
+}
 
 impl Gateway {
     /// The next upstream to try.
     pub(super) async fn peer(
         &self,
         group: &Group,
+        session: &Session,
         ctx: &mut Ctx,
     ) -> Result<Box<HttpPeer>, Box<Error>> {
-        let turn = *ctx.turn.get_or_insert_with(|| group.turn());
-        let member = group.select(turn, ctx.attempts);
-        ctx.attempts += 1;
-        ctx.upstream = Some(member.server().clone());
-        let settings = group.settings();
-        let resolved = tokio::time::timeout(settings.connect_timeout, member.resolve()).await;
-        let address = match resolved {
-            Ok(Ok(address)) => address,
-            Ok(Err(error)) => return Err(unresolved(group, ctx, error)),
-            Err(_) => return Err(unresolved(group, ctx, std::io::ErrorKind::TimedOut.into())),
+        // The place of the try before is free from here on.
+        ctx.proxied.lease = None;
+        let mut tries = match ctx.proxied.tries.take() {
+            Some(tries) => tries,
+            None => begin(group, session, ctx),
         };
-        let server = member.server();
-        let mut peer = HttpPeer::new(address, server.tls, server.host.clone());
-        peer.options.connection_timeout = Some(settings.connect_timeout);
-        peer.options.total_connection_timeout = Some(settings.connect_timeout);
-        peer.options.read_timeout = Some(settings.read_timeout);
-        peer.options.write_timeout = Some(settings.write_timeout);
-        peer.options.idle_timeout = Some(UPSTREAM_IDLE);
+        let acquired = group.acquire(&mut tries).await;
+        ctx.proxied.tries = Some(tries);
+        let mut lease = match acquired {
+            Ok(lease) => lease,
+            Err(none) => {
+                ctx.proxied.refusal = Some(refusal(none));
+                return Error::e_explain(ErrorType::HTTPStatus(503), "no upstream is available");
+            }
+        };
+        let Some(member) = group.member(&lease) else {
+            return Error::e_explain(
+                ErrorType::InternalError,
+                "the upstream is not of this group",
+            );
+        };
+        let settings = group.settings();
+        let address = match lease.state().literal() {
+            Some(address) => Ok(address),
+            None => {
+                let found = lease.state().resolve();
+                let found = tokio::time::timeout(settings.connect_timeout, found).await;
+                found.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+            }
+        };
+        let address = match address {
+            Ok(address) => address,
+            Err(error) => {
+                // A name without an address counts as a connection that failed.
+                group.failed(&mut lease, Failed::Connecting);
+                let mut error = Error::because(
+                    ErrorType::ConnectError,
+                    "resolving the upstream's name",
+                    error,
+                );
+                error.set_retry(group.has_alternative(&tries, &lease) && group.may_retry(&tries));
+                error.as_up();
+                ctx.proxied.lease = Some(lease);
+                return Err(error);
+            }
+        };
+        let mut peer = member.peer(address);
+        if ctx.proxied.websocket
+            && let Some(Proxy {
+                websocket: Some(times),
+                ..
+            }) = proxy(ctx)
+        {
+            websocket::tether(&mut peer, *times);
+            peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
+        }
+        ctx.proxied.lease = Some(lease);
         Ok(Box::new(peer))
     }
 
-    /// Changes the request before it is sent: who asks, through whom, and without our credentials.
-    pub(super) fn edit_upstream_request(
-        &self,
-        session: &Session,
-        upstream: &mut RequestHeader,
-        ctx: &Ctx,
-        group: &Group,
-    ) -> Result<(), Box<Error>> {
-        let client_host = session.get_header(header::HOST).cloned().or_else(|| {
-            let authority = session.req_header().uri.authority()?;
-            HeaderValue::from_str(authority.as_str()).ok()
-        });
-        // An origin server is sent the path, not the absolute form (RFC 9112 section 3.2.1).
-        if upstream.uri.authority().is_some()
-            && let Some(target) = upstream.uri.path_and_query().cloned()
-        {
-            upstream.set_uri(http::Uri::from(target));
+    /// There is no connection. Nothing was sent yet, so any method may be tried again elsewhere.
+    pub(super) fn not_connected(&self, peer: &HttpPeer, ctx: &mut Ctx, error: &mut Error) {
+        let group = ctx.route_index().and_then(|index| ctx.plan.group(index));
+        let (Some(group), Some(tries), Some(lease)) =
+            (group, ctx.proxied.tries, &mut ctx.proxied.lease)
+        else {
+            error.set_retry(false);
+            return;
+        };
+        if let Some(address) = peer.address().as_inet() {
+            lease.state().connect_failed(*address);
         }
-        join_cookies(upstream)?;
-        if let Some(host) = &client_host {
-            upstream.insert_header("x-forwarded-host", host.clone())?;
-        }
-        match (&ctx.upstream, &client_host) {
-            (_, Some(host)) if group.settings().preserve_host => {
-                upstream.insert_header(header::HOST, host.clone())?;
-            }
-            (Some(server), _) => upstream.insert_header(header::HOST, server.authority())?,
-            (None, _) => {}
-        }
-        self.forwarded_for(session, upstream, ctx)?;
-        upstream.insert_header(
-            "x-forwarded-proto",
-            if is_tls(session) { "https" } else { "http" },
-        )?;
-        upstream.insert_header("x-request-id", ctx.request_id.as_str())?;
-        if let Some(route) = ctx.route() {
-            if !matches!(route.auth, Auth::None) {
-                upstream.remove_header(&header::AUTHORIZATION);
-                upstream.remove_header("x-api-key");
-            }
-            for name in &route.headers.request_remove {
-                upstream.remove_header(name);
-            }
-            for (name, value) in &route.headers.request_set {
-                upstream.insert_header(name.clone(), value.clone())?;
-            }
-        }
-        Ok(())
+        group.failed(lease, Failed::Connecting);
+        // An HTTP/2 connection that was open already may turn out to be at its end only now.
+        let is_stale = matches!(
+            error.etype(),
+            ErrorType::H2Error | ErrorType::ConnectionClosed
+        );
+        let elsewhere = is_stale || group.has_alternative(&tries, lease);
+        error.set_retry(elsewhere && group.may_retry(&tries));
     }
 
-    /// Behind a trusted proxy the chain is extended; from anyone else it starts anew, so that a
-    /// client can't claim an address.
-    fn forwarded_for(
+    /// The connection or the answer broke. Tried again where that is safe: nothing has gone to the
+    /// client, the method may be repeated (RFC 9110 section 9.2.2), and the body is still at hand.
+    pub(super) fn broke_off(
         &self,
         session: &Session,
-        upstream: &mut RequestHeader,
-        ctx: &Ctx,
+        ctx: &mut Ctx,
+        error: &mut Error,
+        reused: bool,
+    ) {
+        error.retry.decide_reuse(reused);
+        let was_closed = error.retry();
+        error.set_retry(false);
+        if std::mem::take(&mut ctx.proxied.retrying) {
+            error.set_retry(true);
+            return;
+        }
+        if error.esource() != &ErrorSource::Upstream || session.was_upgraded() {
+            return;
+        }
+        let group = ctx.route_index().and_then(|index| ctx.plan.group(index));
+        let (Some(group), Some(tries), Some(lease)) =
+            (group, ctx.proxied.tries, &mut ctx.proxied.lease)
+        else {
+            return;
+        };
+        // A kept connection that was closed meanwhile says nothing about the upstream.
+        if !(reused && was_closed) {
+            group.failed(lease, Failed::Answering);
+        }
+        let is_lost = was_closed
+            || matches!(
+                error.etype(),
+                ErrorType::ConnectionClosed
+                    | ErrorType::ReadError
+                    | ErrorType::WriteError
+                    | ErrorType::H2Error
+                    | ErrorType::H2Downgrade
+                    | ErrorType::InvalidH2
+            );
+        error.set_retry(is_lost && is_repeatable(session) && group.may_retry(&tries));
+    }
+
+    /// The head of an answer: judges the upstream by it, and may ask another one instead.
+    pub(super) fn judge(
+        &self,
+        session: &Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
     ) -> Result<(), Box<Error>> {
-        const NAME: HeaderName = HeaderName::from_static("x-forwarded-for");
-        upstream.remove_header(&header::FORWARDED);
-        let Some(peer) = ctx.peer else {
-            upstream.remove_header(&NAME);
+        let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if response.status.is_informational() && !upgraded {
             return Ok(());
-        };
-        let chain = if ctx.peer_trusted {
-            let before = session.req_header().headers.get_all(&NAME).iter();
-            before
-                .filter_map(|v| v.to_str().ok())
-                .chain([peer.to_string().as_str()])
-                .collect::<Vec<_>>()
-                .join(", ")
-        } else {
-            peer.to_string()
-        };
-        upstream.insert_header(NAME, chain)?;
+        }
+        let group = ctx.route_index().and_then(|index| ctx.plan.group(index));
+        if let (Some(group), Some(tries), Some(lease)) =
+            (group, ctx.proxied.tries, &mut ctx.proxied.lease)
+        {
+            let settings = group.settings();
+            let status = response.status.as_u16();
+            let ejects = settings.ejection.as_ref().map(|e| e.statuses.as_slice());
+            if ejects.is_some_and(|statuses| statuses.contains(&status)) {
+                group.failed(lease, Failed::Answering);
+            } else {
+                group.succeeded(lease);
+            }
+            if settings.retries.statuses.contains(&status)
+                && is_repeatable(session)
+                && group.has_alternative(&tries, lease)
+                && group.may_retry(&tries)
+            {
+                ctx.proxied.retrying = true;
+                return Error::e_explain(
+                    ErrorType::Custom("retried status"),
+                    "the answer's status is tried again",
+                );
+            }
+        }
+        if upgraded {
+            websocket::check_agreed(session, response)?;
+            ctx.proxied.open = Some(Open::new());
+        }
+        forward::strip_hop_by_hop(response, upgraded);
         Ok(())
     }
-}
 
-/// HTTP/2 clients may send cookies one by one; HTTP/1 has one field (RFC 9113 section 8.2.3).
-fn join_cookies(upstream: &mut RequestHeader) -> Result<(), Box<Error>> {
-    let crumbs: Vec<&[u8]> = upstream
-        .headers
-        .get_all(header::COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
-    if crumbs.len() < 2 {
-        return Ok(());
+    /// What the client learns when proxying failed before an answer began. `None`: the client itself
+    /// is gone, so there is nobody to tell.
+    pub(super) fn proxy_failure(&self, ctx: &mut Ctx, error: &Error) -> Option<Failure> {
+        if let Some(refusal) = ctx.proxied.refusal.take() {
+            metrics().upstream_failures.inc();
+            return Some(refusal);
+        }
+        failure(error)
     }
-    let joined = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]));
-    if let Ok(joined) = joined {
-        upstream.insert_header(header::COOKIE, joined)?;
+}
+
+/// The settings of the request's route, where it is a proxy.
+pub(super) fn proxy(ctx: &Ctx) -> Option<&Proxy> {
+    match &ctx.route()?.target {
+        Target::Proxy(proxy) => Some(proxy),
+        Target::Execute(_) | Target::Redirect(_) | Target::Respond(_) => None,
     }
-    Ok(())
 }
 
-/// A name without an address counts as a connection that failed: the next upstream is tried.
-fn unresolved(group: &Group, ctx: &Ctx, error: std::io::Error) -> Box<Error> {
-    let mut error = Error::because(
-        ErrorType::ConnectError,
-        "resolving the upstream's name",
-        error,
-    );
-    error.set_retry(ctx.attempts < group.members().len());
-    error.as_up();
-    error
+fn begin(group: &Group, session: &Session, ctx: &Ctx) -> Tries {
+    let headers = &session.req_header().headers;
+    match &group.settings().balance {
+        Balance::RoundRobin | Balance::LeastConnections => group.begin(None),
+        Balance::Hash(HashOn::Header(name)) => {
+            group.begin(headers.get(name).map(http::HeaderValue::as_bytes))
+        }
+        Balance::Hash(HashOn::Cookie(name)) => group.begin(cookie(headers, name)),
+        Balance::Hash(HashOn::Address) => {
+            let client = ctx.client.map(|client| client.to_string());
+            group.begin(client.as_ref().map(String::as_bytes))
+        }
+    }
 }
 
-/// What the client learns when proxying failed before an answer began. `None`: the client itself is
-/// gone, so there is nobody to tell.
-pub(super) fn failure(error: &Error) -> Option<Failure> {
+/// The first cookie of this name (RFC 6265 section 4.2.1).
+fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+    let lines = headers.get_all(header::COOKIE).iter();
+    let mut pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    pairs.find_map(|pair| {
+        let (found, value) = pair.trim_ascii().split_at_checked(name.len())?;
+        let value = value.strip_prefix(b"=")?;
+        (found == name.as_bytes()).then_some(value)
+    })
+}
+
+/// Whether sending the request once more does no harm.
+fn is_repeatable(session: &Session) -> bool {
+    session.response_written().is_none()
+        && session.req_header().method.is_idempotent()
+        && !session.as_ref().retry_buffer_truncated()
+}
+
+fn refusal(none: NoServer) -> Failure {
+    match none {
+        NoServer::Down(wait) => Failure::unavailable(
+            code::UPSTREAM_UNAVAILABLE,
+            "no upstream is available; try again after the time in Retry-After",
+        )
+        .retry_after(wait.max(Duration::from_secs(1))),
+        NoServer::Busy => Failure::unavailable(
+            code::UPSTREAM_BUSY,
+            "the upstreams have as many requests as they may have; try again shortly",
+        ),
+    }
+}
+
+fn failure(error: &Error) -> Option<Failure> {
     if let ErrorType::HTTPStatus(code) = error.etype() {
         let status = StatusCode::from_u16(*code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let code = match status {
@@ -190,23 +319,42 @@ pub(super) fn failure(error: &Error) -> Option<Failure> {
 
 fn upstream_failure(kind: &ErrorType) -> Failure {
     match kind {
-        ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
-            Failure::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "upstream_timeout",
-                "the upstream did not answer in time",
-            )
-        }
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            code::UPSTREAM_TIMEOUT,
+            "the upstream did not answer in time",
+        ),
+        ErrorType::ConnectTimedout => Failure::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            code::UPSTREAM_TIMEOUT,
+            "no upstream could be reached in time",
+        ),
         ErrorType::ConnectRefused | ErrorType::ConnectError | ErrorType::ConnectNoRoute => {
             Failure::unavailable(
-                "upstream_unavailable",
+                code::UPSTREAM_UNAVAILABLE,
                 "no upstream can be reached; try again shortly",
             )
         }
         _ => Failure::new(
             StatusCode::BAD_GATEWAY,
-            "upstream_failed",
+            code::UPSTREAM_FAILED,
             "the upstream's answer failed",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_is_found_by_its_whole_name() {
+        let mut headers = HeaderMap::new();
+        headers.append("cookie", "xsid=1; a=b;sid=7; sid=8".parse().unwrap());
+        headers.append("cookie", "late=x=y".parse().unwrap());
+        assert_eq!(cookie(&headers, "sid"), Some(&b"7"[..]));
+        assert_eq!(cookie(&headers, "late"), Some(&b"x=y"[..]));
+        assert_eq!(cookie(&headers, "si"), None);
+        assert_eq!(cookie(&headers, "d"), None);
     }
 }

@@ -150,6 +150,11 @@ fn failure_head(failure: &Failure) -> Result<ResponseHeader, Box<Error>> {
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         head.insert_header(header::RETRY_AFTER, seconds.max(1))?;
     }
+    if failure.status == StatusCode::UPGRADE_REQUIRED {
+        // What to upgrade to (RFC 9110 section 15.5.22), and in which version (RFC 6455 section 4.4).
+        head.insert_header(header::UPGRADE, "websocket")?;
+        head.insert_header(header::SEC_WEBSOCKET_VERSION, "13")?;
+    }
     if let Some(allow) = &failure.allow {
         head.insert_header(header::ALLOW, allow.as_str())?;
     }
@@ -174,6 +179,9 @@ fn edit_response(head: &mut ResponseHeader, edits: &HeaderEdits) -> Result<(), B
     }
     for (name, value) in &edits.response_set {
         head.insert_header(name.clone(), value.clone())?;
+    }
+    for (name, value) in &edits.response_add {
+        head.append_header(name.clone(), value.clone())?;
     }
     Ok(())
 }

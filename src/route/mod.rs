@@ -6,6 +6,7 @@ mod path;
 mod pattern;
 mod reach;
 mod redirect;
+mod rewrite;
 mod table;
 mod trie;
 
@@ -25,6 +26,7 @@ pub use path::{PathError, RequestPath, normalize};
 pub use pattern::{PathPattern, PathPatternError, Segment};
 pub use reach::Unreachable;
 pub use redirect::{Redirect, RedirectError};
+pub use rewrite::{Rewrite, RewriteError};
 pub use table::{BuildError, Found, Table};
 
 /// A route as configured: validated, not yet prepared.
@@ -72,12 +74,14 @@ pub struct Limits {
     pub stdout_bytes_max: Option<u64>,
 }
 
-/// Changes to headers on their way. Removals first, then `set`.
+/// Changes to headers on their way. Removals first, then `set`, then `add`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HeaderEdits {
     pub request_set: Vec<(http::HeaderName, http::HeaderValue)>,
+    pub request_add: Vec<(http::HeaderName, http::HeaderValue)>,
     pub request_remove: Vec<http::HeaderName>,
     pub response_set: Vec<(http::HeaderName, http::HeaderValue)>,
+    pub response_add: Vec<(http::HeaderName, http::HeaderValue)>,
     pub response_remove: Vec<http::HeaderName>,
 }
 
@@ -85,7 +89,7 @@ pub struct HeaderEdits {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
     Execute(Execute),
-    Proxy(upstream::Settings),
+    Proxy(Box<Proxy>),
     Redirect(Redirect),
     Respond(Respond),
 }
@@ -111,6 +115,34 @@ pub enum ModuleSource {
     File(PathBuf),
     /// A stored module, by id.
     Stored(Uuid),
+}
+
+/// Passes requests on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Proxy {
+    pub upstreams: upstream::Settings,
+    /// `None` asks for the request's own path.
+    pub rewrite: Option<Rewrite>,
+    pub forwarded: Forwarded,
+    /// `None` lets nobody upgrade.
+    pub websocket: Option<WebSocket>,
+}
+
+/// Which headers tell an upstream who asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forwarded {
+    /// `X-Forwarded-For`, `-Proto` and `-Host`.
+    pub x: bool,
+    /// `Forwarded` (RFC 7239).
+    pub standard: bool,
+}
+
+/// How long a WebSocket may stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WebSocket {
+    /// Longest silence, both ways.
+    pub idle_timeout: std::time::Duration,
+    pub lifetime_max: std::time::Duration,
 }
 
 /// A fixed answer.

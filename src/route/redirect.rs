@@ -183,7 +183,7 @@ fn parts(template: &str) -> Result<Vec<Part<'_>>, RedirectError> {
 }
 
 /// Appends `text` with every byte escaped that `keep` does not keep.
-fn encode(text: &str, keep: fn(u8) -> bool, location: &mut String) {
+pub(super) fn encode(text: &str, keep: fn(u8) -> bool, location: &mut String) {
     for byte in text.bytes() {
         if keep(byte) {
             location.push(char::from(byte));
@@ -208,7 +208,7 @@ fn is_path_byte(byte: u8) -> bool {
 }
 
 /// Stays as it is in a decoded segment: RFC 3986's unreserved characters.
-fn is_segment_byte(byte: u8) -> bool {
+pub(super) fn is_segment_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 

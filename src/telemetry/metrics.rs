@@ -7,8 +7,8 @@ use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::guests::GuestMetrics;
@@ -45,6 +45,15 @@ pub struct Metrics {
     pub upstream_failures: IntCounter,
     config_reloads: IntCounterVec,
     pub config_loaded_at: IntGauge,
+    pub upstream_retries_refused: IntCounter,
+    pub websockets: IntCounter,
+    pub websockets_active: IntGauge,
+    upstream_requests: IntCounterVec,
+    upstream_active: IntGaugeVec,
+    upstream_up: IntGaugeVec,
+    upstream_ejected: IntGaugeVec,
+    upstream_ejections: IntCounterVec,
+    upstream_retries: IntCounterVec,
 }
 
 /// The process's metrics. One set per process, as in Prometheus' own model.
@@ -92,6 +101,61 @@ impl RouteMetrics {
         });
         counter.inc();
         self.duration.observe(duration.as_secs_f64());
+    }
+}
+
+/// One upstream's counters, kept with it. Its rows leave the page with the last who uses them.
+pub struct UpstreamMetrics {
+    name: String,
+    /// Requests by how they went.
+    pub ok: IntCounter,
+    pub connect_failed: IntCounter,
+    pub failed: IntCounter,
+    pub active: IntGauge,
+    pub up: IntGauge,
+    pub ejected: IntGauge,
+    pub ejections: IntCounter,
+    pub retries: IntCounter,
+}
+
+const UPSTREAM_RESULTS: [&str; 3] = ["ok", "connect_failed", "failed"];
+
+impl UpstreamMetrics {
+    pub fn new(name: &str) -> UpstreamMetrics {
+        let all = metrics();
+        let [ok, connect_failed, failed] =
+            UPSTREAM_RESULTS.map(|result| all.upstream_requests.with_label_values(&[name, result]));
+        UpstreamMetrics {
+            name: name.to_owned(),
+            ok,
+            connect_failed,
+            failed,
+            active: all.upstream_active.with_label_values(&[name]),
+            up: all.upstream_up.with_label_values(&[name]),
+            ejected: all.upstream_ejected.with_label_values(&[name]),
+            ejections: all.upstream_ejections.with_label_values(&[name]),
+            retries: all.upstream_retries.with_label_values(&[name]),
+        }
+    }
+}
+
+impl Drop for UpstreamMetrics {
+    fn drop(&mut self) {
+        let (all, name) = (metrics(), self.name.as_str());
+        // What is not there need not be removed.
+        for result in UPSTREAM_RESULTS {
+            let _ = all.upstream_requests.remove_label_values(&[name, result]);
+        }
+        for gauge in [
+            &all.upstream_active,
+            &all.upstream_up,
+            &all.upstream_ejected,
+        ] {
+            let _ = gauge.remove_label_values(&[name]);
+        }
+        for counter in [&all.upstream_ejections, &all.upstream_retries] {
+            let _ = counter.remove_label_values(&[name]);
+        }
     }
 }
 
@@ -163,7 +227,7 @@ impl Metrics {
         let r = Registrar {
             registry: &registry,
         };
-        let info = r.counter_vec_gauge(
+        let info = r.gauge_vec(
             "build_info",
             "Always 1; the label says which version runs.",
             "version",
@@ -252,6 +316,42 @@ impl Metrics {
                 "config_last_reload_success_timestamp_seconds",
                 "When the configuration in use was loaded, in seconds since 1970.",
             ),
+            upstream_retries_refused: r.counter(
+                "upstream_retries_refused_total",
+                "Retries that the budget did not allow.",
+            ),
+            websockets: r.counter("websockets_total", "WebSockets that were opened."),
+            websockets_active: r.gauge("websockets_active", "WebSockets open now."),
+            upstream_requests: r.counter_vec(
+                "upstream_requests_total",
+                "Tries at an upstream, by result: ok, connect_failed, failed.",
+                &["upstream", "result"],
+            ),
+            upstream_active: r.gauge_vec(
+                "upstream_active",
+                "Requests in flight to an upstream now.",
+                "upstream",
+            ),
+            upstream_up: r.gauge_vec(
+                "upstream_up",
+                "1 unless the upstream's health checks fail.",
+                "upstream",
+            ),
+            upstream_ejected: r.gauge_vec(
+                "upstream_ejected",
+                "1 while the upstream is left out because it kept failing.",
+                "upstream",
+            ),
+            upstream_ejections: r.counter_vec(
+                "upstream_ejections_total",
+                "How often an upstream was left out because it kept failing.",
+                &["upstream"],
+            ),
+            upstream_retries: r.counter_vec(
+                "upstream_retries_total",
+                "Tries at an upstream that were not their request's first.",
+                &["upstream"],
+            ),
             registry,
         }
     }
@@ -292,7 +392,7 @@ impl Registrar<'_> {
         )
     }
 
-    fn counter_vec_gauge(&self, name: &str, help: &str, label: &str) -> prometheus::IntGaugeVec {
+    fn gauge_vec(&self, name: &str, help: &str, label: &str) -> prometheus::IntGaugeVec {
         self.add(
             prometheus::IntGaugeVec::new(Opts::new(self.name(name), help), &[label])
                 .expect("the metric is valid"),

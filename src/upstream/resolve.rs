@@ -18,6 +18,9 @@ const STALE: Duration = Duration::from_secs(300);
 /// How long a failure is the answer, so that requests don't queue up to fail one by one.
 const FAILED: Duration = Duration::from_secs(1);
 
+/// How long an address that could not be connected to is passed over while there are others.
+const PASSED_OVER: Duration = Duration::from_secs(10);
+
 /// Longest look-up.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -41,14 +44,20 @@ pub(super) struct Name {
 struct Known {
     answer: Option<Answer>,
     failure: Option<Failure>,
-    /// Which of the addresses is used; moves on when a connection to it fails.
-    current: usize,
+    /// Which of the addresses is next; they take turns.
+    next: usize,
 }
 
 struct Answer {
     /// At least one.
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<Address>,
     at: Instant,
+}
+
+struct Address {
+    address: SocketAddr,
+    /// When a connection to it last failed.
+    failed: Option<Instant>,
 }
 
 struct Failure {
@@ -84,7 +93,18 @@ impl Resolver {
     pub(super) fn connect_failed(&self, address: SocketAddr) {
         match self {
             Resolver::Literal(_) => {}
-            Resolver::Name(name) => name.connect_failed(address),
+            Resolver::Name(name) => name.connect_failed(address, Instant::now()),
+        }
+    }
+
+    /// Whether there is more than one address.
+    pub(super) fn has_several(&self) -> bool {
+        match self {
+            Resolver::Literal(_) => false,
+            Resolver::Name(name) => {
+                let known = name.known();
+                known.answer.as_ref().is_some_and(|a| a.addresses.len() > 1)
+            }
         }
     }
 }
@@ -173,14 +193,18 @@ impl Name {
         let mut known = self.known();
         match found {
             Ok(addresses) => {
-                // The address in use stays in use where the name still has it.
-                let in_use = known
-                    .answer
-                    .as_ref()
-                    .and_then(|answer| answer.addresses.get(known.current));
-                known.current = in_use
-                    .and_then(|in_use| addresses.iter().position(|address| address == in_use))
-                    .unwrap_or(0);
+                // What is known of an address stays known where the name still has it.
+                let failed = |address: &SocketAddr| {
+                    let before = known.answer.as_ref()?.addresses.iter();
+                    before.clone().find(|a| a.address == *address)?.failed
+                };
+                let addresses = addresses
+                    .into_iter()
+                    .map(|address| Address {
+                        failed: failed(&address),
+                        address,
+                    })
+                    .collect();
                 known.answer = Some(Answer { addresses, at: now });
                 known.failure = None;
             }
@@ -198,18 +222,19 @@ impl Name {
     }
 
     fn cached(&self, now: Instant) -> Cached {
-        let known = self.known();
-        let failure = known
-            .failure
+        let mut known = self.known();
+        let Known {
+            answer,
+            failure,
+            next,
+        } = &mut *known;
+        let failure = failure
             .as_ref()
             .filter(|failure| now.saturating_duration_since(failure.at) < FAILED);
-        let answer = known.answer.as_ref().and_then(|answer| {
+        let answer = answer.as_ref().and_then(|answer| {
             let age = now.saturating_duration_since(answer.at);
-            let address = answer
-                .addresses
-                .get(known.current)
-                .or_else(|| answer.addresses.first())?;
-            (age < STALE).then_some((*address, age))
+            let address = answer.take_turn(next, now)?;
+            (age < STALE).then_some((address, age))
         });
         match (answer, failure) {
             (Some((address, age)), None) if age >= FRESH => Cached::Stale(address),
@@ -221,19 +246,31 @@ impl Name {
         }
     }
 
-    fn connect_failed(&self, address: SocketAddr) {
+    fn connect_failed(&self, address: SocketAddr, now: Instant) {
         let mut known = self.known();
-        let Some(answer) = &known.answer else {
-            return;
-        };
-        // Several requests may report the same address; only the first moves on from it.
-        if answer.addresses.get(known.current) == Some(&address) {
-            known.current = (known.current + 1) % answer.addresses.len();
+        let addresses = known.answer.iter_mut().flat_map(|a| &mut a.addresses);
+        for known in addresses.filter(|known| known.address == address) {
+            known.failed = Some(now);
         }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Answer {
+    /// The next address that did not fail a moment ago; where all did, the next one.
+    fn take_turn(&self, next: &mut usize, now: Instant) -> Option<SocketAddr> {
+        let count = self.addresses.len();
+        let first = *next % count.max(1);
+        *next = first + 1;
+        let in_turn = || (0..count).filter_map(|i| self.addresses.get((first + i) % count));
+        let recently = |at: Instant| now.saturating_duration_since(at) < PASSED_OVER;
+        in_turn()
+            .find(|a| !a.failed.is_some_and(recently))
+            .or_else(|| in_turn().next())
+            .map(|a| a.address)
     }
 }
 

@@ -10,7 +10,7 @@ const HOST_BYTES_MAX: usize = 253;
 const LABEL_BYTES_MAX: usize = 63;
 
 /// One upstream, from `http://host:port` or `https://host:port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Server {
     /// A name in lower case, or an address; an IPv6 address stands without brackets.
     pub host: String,

@@ -23,7 +23,7 @@ fn example(name: &str) -> PathBuf {
 
 /// An example, the number of its routes, and the variables it asks for.
 type Example = (&'static str, usize, &'static [(&'static str, &'static str)]);
-const EXAMPLES: [Example; 4] = [
+const EXAMPLES: [Example; 5] = [
     ("proxy.yaml", 3, &[]),
     ("functions.yaml", 4, &[]),
     ("static-redirects.yaml", 5, &[]),
@@ -38,6 +38,7 @@ const EXAMPLES: [Example; 4] = [
             ("API_SALT", "5f0c2e9b7a1d4386e8f5b0c7d2a94163"),
         ],
     ),
+    ("upstreams.yaml", 5, &[]),
 ];
 
 #[test]

@@ -414,3 +414,31 @@ fn the_schema_is_json() {
     let schema: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(schema["additionalProperties"], false);
 }
+
+#[test]
+fn the_tls_files_of_upstreams_are_read() {
+    let site = Site::new();
+    let (cert, key) = site.certificate("gateway", 90);
+    let (_, other) = site.certificate("other", 90);
+    let yaml = |tls: &str| {
+        let proxy = format!("{{ upstreams: ['https://a'], tls: {{ {tls} }} }}");
+        format!("routes:\n  - {{ name: a, match: {{ path: /a }}, proxy: {proxy} }}\n")
+    };
+    let good = format!("ca: {cert}, client_cert: {cert}, client_key: {key}");
+    assert_eq!(site.check(&yaml(&good)).0, 0);
+    for (tls, part) in [
+        (
+            format!("ca: {}", site.path("none.pem")),
+            "routes[0].proxy.tls: none.pem: No such file",
+        ),
+        (format!("ca: {key}"), "gateway.key: holds no certificate"),
+        (
+            format!("client_cert: {cert}, client_key: {other}"),
+            "other.key: is not the key of the certificate",
+        ),
+    ] {
+        let (code, text) = site.check(&yaml(&tls));
+        assert_eq!(code, 1, "{text}");
+        assert!(text.contains(part), "{text}");
+    }
+}

@@ -4,6 +4,7 @@
 //! These types hold what was written; [`super::validate`] turns them into settings.
 
 mod defaults;
+mod proxy;
 mod route;
 
 use std::collections::BTreeMap;
@@ -15,9 +16,11 @@ use super::Environment;
 use super::values::{Address, Period, Requests, Secret, Size, Threads};
 use crate::telemetry::logging::Format;
 
+pub use proxy::{
+    Balance, Capacity, Ejection, Forwarded, HealthCheck, Protocol, Proxy, Retries, Upstream,
+};
 pub use route::{
-    Execute, HeaderChanges, Method, Proxy, Redirect, Respond, Route, RouteAuth, RouteHeaders,
-    RouteMatch,
+    Execute, HeaderChanges, Method, Redirect, Respond, Route, RouteAuth, RouteHeaders, RouteMatch,
 };
 
 /// The content type of an answer that names none.

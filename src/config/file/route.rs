@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Period, Size};
+use super::{Period, Proxy, Size};
 use crate::auth::Role;
 use crate::sandbox::abi::Abi;
 
@@ -32,7 +32,7 @@ pub struct Route {
     pub execute: Option<Execute>,
     /// Passes the request on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub proxy: Option<Proxy>,
+    pub proxy: Option<Box<Proxy>>,
     /// Sends the client elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redirect: Option<Redirect>,
@@ -124,7 +124,7 @@ pub struct RouteHeaders {
     pub response: HeaderChanges,
 }
 
-/// Removals first, then `set`.
+/// Removals first, then `set`, then `add`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HeaderChanges {
@@ -133,6 +133,12 @@ pub struct HeaderChanges {
         serialize_with = "super::super::secret::serialize_pairs"
     )]
     pub set: BTreeMap<String, String>,
+    /// Beside what is there already.
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        serialize_with = "super::super::secret::serialize_pairs"
+    )]
+    pub add: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub remove: Vec<String>,
 }
@@ -165,34 +171,6 @@ pub struct Execute {
     /// Content-Type of the answer (`command` only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Proxy {
-    /// `http://host:port` or `https://host:port`; round robin over several.
-    #[schemars(required, length(min = 1))]
-    pub upstreams: Vec<String>,
-    /// Time to connect, TLS included.
-    pub connect_timeout: Period,
-    /// Longest silence while reading the response.
-    pub read_timeout: Period,
-    /// Longest stall while sending the request.
-    pub write_timeout: Period,
-    /// Whether the client's Host is passed on.
-    pub preserve_host: bool,
-}
-
-impl Default for Proxy {
-    fn default() -> Proxy {
-        Proxy {
-            upstreams: Vec::new(),
-            connect_timeout: Period::secs(2),
-            read_timeout: Period::secs(60),
-            write_timeout: Period::secs(30),
-            preserve_host: true,
-        }
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -245,6 +245,78 @@ fn upstreams_are_urls() {
         "upstreams: ['http://a'], connect_timeout: 2m",
         "upstreams: ['http://a'], read_timeout: 0",
         "upstreams: 'http://a'",
+        "upstreams: [{ weight: 2 }]",
+        "upstreams: [{ url: 'http://a', weight: 0 }]",
+        "upstreams: [{ url: 'http://a', weight: 101 }]",
+        "upstreams: [{ url: 'http://a', wieght: 1 }]",
+        "upstreams: ['http://a', { url: 'http://a:80' }]",
+    ] {
+        bad(&proxy(what));
+    }
+}
+
+#[test]
+fn what_a_proxy_does_is_checked() {
+    let proxy = |what: &str| {
+        format!("match: {{ path: '/a/{{id}}/*' }}, proxy: {{ upstreams: ['http://a'], {what} }}")
+    };
+    for what in [
+        "balance: least_connections",
+        "balance: { hash_header: X-User }",
+        "balance: { hash_cookie: sid }",
+        "protocol: http2",
+        "keepalive_timeout: 0s",
+        "rewrite: '{rest}'",
+        "rewrite: '/v2/{id}{rest}'",
+        "forwarded: both",
+        "websocket: true, websocket_idle_timeout: 1s",
+        "tls: { ca: a.pem, client_cert: b.pem, client_key: c.pem, server_name: app.internal }",
+        "tls: { server_name: 10.0.0.1 }",
+        "capacity: { requests_max: 1, pending_max: 0 }",
+        "capacity: { requests_max: null }",
+        "retries: { tries_max: 1, statuses: [503, 429], budget_percent: 0 }",
+        "ejection: { enabled: false }",
+        "ejection: { statuses: [500], percent_max: 100 }",
+        "health_check: {}",
+        "health_check: { path: '/healthz?deep=1', host: 'a.internal:80', status: 204 }",
+    ] {
+        good(&proxy(what));
+    }
+    for what in [
+        "balance: random",
+        "balance: { hash_header: 'a b' }",
+        "balance: { hash_cookie: 'a;b' }",
+        "balance: { hash_address: 5 }",
+        "protocol: http3",
+        "rewrite: 'v2'",
+        "rewrite: '/v2/{nope}'",
+        "rewrite: '/v2?x=1'",
+        "rewrite: '/a/../b'",
+        "rewrite: \"/a\\r\\nX: y\"",
+        "forwarded: all",
+        "protocol: http2, websocket: true",
+        "websocket_lifetime_max: 10ms",
+        "tls: { ca: '' }",
+        "tls: { client_cert: b.pem }",
+        "tls: { client_key: b.pem }",
+        "tls: { server_name: 'a b' }",
+        "tls: { ca: a.pem, insecure: true }",
+        "capacity: { requests_max: 0 }",
+        "retries: { tries_max: 0 }",
+        "retries: { tries_max: 9 }",
+        "retries: { statuses: [200] }",
+        "retries: { statuses: [404] }",
+        "ejection: { failures: 0 }",
+        "ejection: { statuses: [302] }",
+        "ejection: { time: 2m, time_max: 1m }",
+        "ejection: { percent_max: 101 }",
+        "health_check: { path: healthz }",
+        "health_check: { path: '/../x' }",
+        "health_check: { path: '/a b' }",
+        "health_check: { host: a.internal }",
+        "health_check: { path: /a, host: 'a b' }",
+        "health_check: { interval: 10ms }",
+        "health_check: { unhealthy_after: 0 }",
     ] {
         bad(&proxy(what));
     }

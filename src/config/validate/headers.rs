@@ -102,16 +102,22 @@ pub fn route(headers: &RouteHeaders, at: &Path, cx: &mut Context) -> Option<Head
         Direction::Response,
         cx,
     );
-    let ((request_set, request_remove), (response_set, response_remove)) = (request?, response?);
+    let (request, response) = (request?, response?);
     Some(HeaderEdits {
-        request_set,
-        request_remove,
-        response_set,
-        response_remove,
+        request_set: request.set,
+        request_add: request.add,
+        request_remove: request.removed,
+        response_set: response.set,
+        response_add: response.add,
+        response_remove: response.removed,
     })
 }
 
-type Changes = (Vec<(HeaderName, HeaderValue)>, Vec<HeaderName>);
+struct Changes {
+    set: Vec<(HeaderName, HeaderValue)>,
+    add: Vec<(HeaderName, HeaderValue)>,
+    removed: Vec<HeaderName>,
+}
 
 fn changes(
     changes: &HeaderChanges,
@@ -119,12 +125,8 @@ fn changes(
     direction: Direction,
     cx: &mut Context,
 ) -> Option<Changes> {
-    let set = changes
-        .set
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
-    let set = pairs(set, &at.key("set"), direction, cx);
+    let set = pairs(borrowed(&changes.set), &at.key("set"), direction, cx);
+    let add = pairs(borrowed(&changes.add), &at.key("add"), direction, cx);
     let mut removed = Vec::new();
     for (index, text) in changes.remove.iter().enumerate() {
         removed.extend(name(text, &at.key("remove").index(index), direction, cx));
@@ -136,8 +138,14 @@ fn changes(
             "",
         );
     }
-    let set = set?;
-    (removed.len() == changes.remove.len()).then_some((set, removed))
+    let (set, add) = (set?, add?);
+    (removed.len() == changes.remove.len()).then_some(Changes { set, add, removed })
+}
+
+fn borrowed(map: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
+    map.iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect()
 }
 
 fn pairs(

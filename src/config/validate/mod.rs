@@ -3,6 +3,7 @@
 mod guests;
 mod headers;
 mod production;
+mod proxy;
 mod routes;
 mod server;
 mod targets;

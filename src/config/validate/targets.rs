@@ -4,16 +4,13 @@ use std::path::PathBuf;
 
 use http::StatusCode;
 
-use super::{headers, server};
+use super::{headers, proxy, server};
 use crate::config::context::Context;
 use crate::config::file;
 use crate::config::problem::{Path, shown};
-use crate::config::values::Period;
 use crate::route::{Execute, Match, ModuleSource, Redirect, Respond, Segment, Target};
 use crate::sandbox::abi::Abi;
-use crate::upstream;
 
-const UPSTREAMS_MAX: usize = 64;
 const ARGS_MAX: usize = 64;
 const TEXT_BYTES_MAX: usize = 4 << 10;
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -63,7 +60,7 @@ pub fn target(
     let proxy = route
         .proxy
         .as_ref()
-        .map(|proxy| self::proxy(proxy, &at.key("proxy"), cx));
+        .map(|proxy| proxy::proxy(proxy, matcher, &at.key("proxy"), cx));
     let redirect = route
         .redirect
         .as_ref()
@@ -74,7 +71,7 @@ pub fn target(
         .map(|respond| self::respond(respond, &at.key("respond"), cx));
     execute
         .map(|target| target.map(Target::Execute))
-        .or(proxy.map(|target| target.map(Target::Proxy)))
+        .or(proxy.map(|target| target.map(|proxy| Target::Proxy(Box::new(proxy)))))
         .or(redirect.map(|target| target.map(Target::Redirect)))
         .or(respond.map(|target| target.map(Target::Respond)))
         .flatten()
@@ -222,86 +219,6 @@ fn content_type(text: &str, path: &Path, cx: &mut Context) -> Option<http::Heade
         return None;
     }
     headers::value(text, path, cx)
-}
-
-fn proxy(proxy: &file::Proxy, at: &Path, cx: &mut Context) -> Option<upstream::Settings> {
-    let path = at.key("upstreams");
-    if proxy.upstreams.is_empty() {
-        cx.missing(
-            &path,
-            "needs at least one upstream",
-            "add http://host:port or https://host:port",
-        );
-    } else if proxy.upstreams.len() > UPSTREAMS_MAX {
-        cx.problem(
-            &path,
-            format_args!("has more than {UPSTREAMS_MAX} upstreams"),
-            "",
-        );
-    }
-    let mut servers: Vec<upstream::Server> = Vec::with_capacity(proxy.upstreams.len());
-    for (index, text) in proxy.upstreams.iter().enumerate() {
-        servers.extend(upstream(text, &servers, &path.index(index), cx));
-    }
-    let hour = Period::secs(3_600);
-    cx.period(
-        &at.key("connect_timeout"),
-        proxy.connect_timeout,
-        Period::ms(10),
-        Period::secs(60),
-    );
-    cx.period(
-        &at.key("read_timeout"),
-        proxy.read_timeout,
-        Period::ms(10),
-        hour,
-    );
-    cx.period(
-        &at.key("write_timeout"),
-        proxy.write_timeout,
-        Period::ms(10),
-        hour,
-    );
-    (servers.len() == proxy.upstreams.len() && !servers.is_empty()).then_some(upstream::Settings {
-        servers,
-        connect_timeout: proxy.connect_timeout.0,
-        read_timeout: proxy.read_timeout.0,
-        write_timeout: proxy.write_timeout.0,
-        preserve_host: proxy.preserve_host,
-    })
-}
-
-fn upstream(
-    text: &str,
-    others: &[upstream::Server],
-    path: &Path,
-    cx: &mut Context,
-) -> Option<upstream::Server> {
-    const HINT: &str = "use http://host:port or https://host:port";
-    // What stands before the '@' may be a password: it is not shown.
-    if text.contains('@') {
-        cx.problem(
-            path,
-            "an upstream can't have credentials",
-            "set an Authorization header in headers.request",
-        );
-        return None;
-    }
-    match upstream::Server::parse(text) {
-        Ok(server) if others.contains(&server) => {
-            cx.problem(
-                path,
-                format_args!("'{}' is given twice", shown(text)),
-                "remove it",
-            );
-            None
-        }
-        Ok(server) => Some(server),
-        Err(error) => {
-            cx.problem(path, error, HINT);
-            None
-        }
-    }
 }
 
 fn redirect(

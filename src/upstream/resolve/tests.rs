@@ -196,25 +196,32 @@ async fn requests_that_come_together_ask_once() {
 }
 
 #[test]
-fn a_failed_connection_moves_on_to_the_next_address_once() {
-    let now = Instant::now();
+fn addresses_take_turns_and_one_that_failed_is_passed_over_for_a_while() {
+    let start = Instant::now();
     let name = name();
-    name.connect_failed(address(1));
-    name.note(Ok(vec![address(1), address(2), address(3)]), now);
-    let current = || match name.cached(now) {
+    name.connect_failed(address(1), start);
+    name.note(Ok(vec![address(1), address(2), address(3)]), start);
+    let next = |now| match name.cached(now) {
         Cached::Fresh(address) => address,
         _ => panic!("nothing is known"),
     };
-    assert_eq!(current(), address(1));
-    for _ in 0..5 {
-        name.connect_failed(address(1));
-        assert_eq!(current(), address(2));
+    let three = |now| [next(now), next(now), next(now)];
+    assert_eq!(three(start), [address(1), address(2), address(3)]);
+    name.connect_failed(address(2), start);
+    for _ in 0..10 {
+        assert_ne!(next(start), address(2));
     }
-    // A new answer keeps the address that works; one without it begins anew.
-    name.note(Ok(vec![address(3), address(2)]), now);
-    assert_eq!(current(), address(2));
-    name.connect_failed(address(2));
-    assert_eq!(current(), address(3));
-    name.note(Ok(vec![address(9)]), now);
-    assert_eq!(current(), address(9));
+    // A new answer forgets nothing of an address that is still there.
+    name.note(Ok(vec![address(3), address(2)]), start);
+    assert_eq!(three(start), [address(3); 3]);
+    // Where all failed there is no use in waiting.
+    name.connect_failed(address(3), start);
+    let both = three(start);
+    assert!(both.contains(&address(2)) && both.contains(&address(3)));
+    let later = start + PASSED_OVER;
+    name.note(Ok(vec![address(3), address(2)]), later);
+    let both = three(later);
+    assert!(both.contains(&address(2)) && both.contains(&address(3)));
+    name.note(Ok(vec![address(9)]), later);
+    assert_eq!(three(later), [address(9); 3]);
 }
