@@ -31,8 +31,8 @@ pub struct Ctx {
     /// The client's address, as far as it can be believed.
     pub(super) client: Option<IpAddr>,
     pub(super) handled_by: HandledBy,
-    /// The part of the path that the route matched, and its captures.
-    pub(super) route_path: String,
+    /// How much of the path the route's own segments matched, and its captures.
+    pub(super) route_path_bytes: usize,
     pub(super) params: Vec<(String, String)>,
     pub(super) principal: Principal,
     pub(super) decision: Option<Decision>,
@@ -86,7 +86,7 @@ impl Ctx {
             peer_trusted: false,
             client: None,
             handled_by: HandledBy::Nobody,
-            route_path: String::new(),
+            route_path_bytes: 0,
             params: Vec::new(),
             principal: Principal::Anonymous,
             decision: None,

@@ -390,7 +390,11 @@ fn args_and_env(
         client: ctx
             .client
             .map(|ip| std::net::SocketAddr::new(ip, ctx.peer_port)),
-        route_path: &ctx.route_path,
+        route_path: head
+            .uri
+            .path()
+            .get(..ctx.route_path_bytes)
+            .unwrap_or_default(),
         params: &ctx.params,
         principal: principal.as_deref(),
         request_id: &ctx.request_id,

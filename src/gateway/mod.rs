@@ -211,7 +211,8 @@ impl Gateway {
         }
         if let Some(rewrite) = &proxy.rewrite {
             let uri = &session.req_header().uri;
-            let target = rewrite.target(uri.path(), &ctx.route_path, uri.query(), &ctx.params);
+            let matched = uri.path().get(..ctx.route_path_bytes).unwrap_or_default();
+            let target = rewrite.target(uri.path(), matched, uri.query(), &ctx.params);
             let target = target.map_err(|error| Failure::bad_request(error.to_string()))?;
             ctx.proxied.target = Some(target);
         }
@@ -468,7 +469,7 @@ fn find_route(plan: &Plan, session: &Session, ctx: &mut Ctx) -> Result<u32, Stop
             ..
         } => {
             ctx.params = params;
-            ctx.route_path = matched_path.to_owned();
+            ctx.route_path_bytes = matched_path.len();
             index
         }
         Found::MethodNotAllowed { allow } => {

@@ -55,6 +55,8 @@ impl Gateway {
     ) -> Result<Box<HttpPeer>, Box<Error>> {
         // The place of the try before is free from here on.
         ctx.proxied.lease = None;
+        // Its body is sent from the beginning, and counted anew.
+        ctx.body_bytes = 0;
         let mut tries = match ctx.proxied.tries.take() {
             Some(tries) => tries,
             None => begin(group, session, ctx),

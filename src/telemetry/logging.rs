@@ -5,15 +5,12 @@
 
 use std::io::IsTerminal;
 
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Lines that may wait for a slow reader of the log; more are dropped, and the request path never
-/// waits for the log.
-const LINES_BUFFERED_MAX: usize = 64 * 1024;
+use super::writer::{self, Writing};
 
 /// Settings of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +36,7 @@ pub enum Format {
 /// Keeps the log's writer running; what is buffered is written when it is dropped.
 #[must_use]
 pub struct LogGuard {
-    _writer: WorkerGuard,
+    _writing: Writing,
 }
 
 /// Why the log could not start.
@@ -49,6 +46,8 @@ pub enum LoggingError {
     Level { level: String },
     #[error("a log is installed already")]
     Installed,
+    #[error("the log's thread: {0}")]
+    Thread(std::io::Error),
 }
 
 /// Whether `level` is a filter that [`init`] takes.
@@ -59,9 +58,7 @@ pub fn check_level(level: &str) -> Result<(), LoggingError> {
 /// Installs the log for the whole process. Call once.
 pub fn init(settings: &Settings) -> Result<LogGuard, LoggingError> {
     let filter = filter(&settings.level)?;
-    let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(LINES_BUFFERED_MAX)
-        .finish(std::io::stderr());
+    let (writer, writing) = writer::start(std::io::stderr()).map_err(LoggingError::Thread)?;
     let pretty = match settings.format {
         Format::Auto => std::io::stderr().is_terminal(),
         Format::Json => false,
@@ -84,7 +81,7 @@ pub fn init(settings: &Settings) -> Result<LogGuard, LoggingError> {
             .try_init()
     };
     installed.map_err(|_| LoggingError::Installed)?;
-    Ok(LogGuard { _writer: guard })
+    Ok(LogGuard { _writing: writing })
 }
 
 /// Libraries speak up only when they warn; Pingora's own line per failed request would repeat ours.

@@ -26,8 +26,11 @@ pub struct Metrics {
     requests: IntCounterVec,
     request_duration: HistogramVec,
     pub guests: GuestMetrics,
-    rate_limit: IntCounterVec,
-    authentications: IntCounterVec,
+    /// Allowed and rejected, looked up once: every request counts here.
+    rate_limit: [IntCounter; 2],
+    /// By [`AUTHENTICATIONS`].
+    authentications: [IntCounter; AUTHENTICATIONS.len()],
+    pub log_lines_dropped: IntCounter,
     tls_handshakes: IntCounterVec,
     compiles: IntCounterVec,
     compile_duration: HistogramVec,
@@ -72,6 +75,7 @@ pub struct RouteMetrics {
 const METHODS: [&str; 8] = [
     "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other",
 ];
+const AUTHENTICATIONS: [&str; 5] = ["anonymous", "ok", "malformed", "invalid", "unavailable"];
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl RouteMetrics {
@@ -161,14 +165,15 @@ impl Drop for UpstreamMetrics {
 
 impl Metrics {
     pub fn rate_limit(&self, allowed: bool) {
-        self.rate_limit
-            .with_label_values(&[if allowed { "allowed" } else { "rejected" }])
-            .inc();
+        self.rate_limit[usize::from(!allowed)].inc();
     }
 
-    /// `result` is one of `anonymous`, `ok`, `malformed`, `invalid`, `unavailable`.
+    /// `result` is one of [`AUTHENTICATIONS`].
     pub fn authentication(&self, result: &str) {
-        self.authentications.with_label_values(&[result]).inc();
+        let known = AUTHENTICATIONS.iter().zip(&self.authentications);
+        for (_, counter) in known.filter(|(name, _)| **name == result) {
+            counter.inc();
+        }
     }
 
     /// `result` is one of `ok`, `failed`, `timeout`.
@@ -245,15 +250,25 @@ impl Metrics {
                 &["route"],
             ),
             guests: r.add(GuestMetrics::new(|name| r.name(name)).expect("the metrics are valid")),
-            rate_limit: r.counter_vec(
-                "rate_limit_decisions_total",
-                "Rate-limit decisions.",
-                &["decision"],
-            ),
-            authentications: r.counter_vec(
-                "authentications_total",
-                "Authentications by result.",
-                &["result"],
+            rate_limit: {
+                let decisions = r.counter_vec(
+                    "rate_limit_decisions_total",
+                    "Rate-limit decisions.",
+                    &["decision"],
+                );
+                ["allowed", "rejected"].map(|decision| decisions.with_label_values(&[decision]))
+            },
+            authentications: {
+                let results = r.counter_vec(
+                    "authentications_total",
+                    "Authentications by result.",
+                    &["result"],
+                );
+                AUTHENTICATIONS.map(|result| results.with_label_values(&[result]))
+            },
+            log_lines_dropped: r.counter(
+                "log_lines_dropped_total",
+                "Lines of the log that were lost because their reader is too slow.",
             ),
             tls_handshakes: r.counter_vec(
                 "tls_handshakes_total",

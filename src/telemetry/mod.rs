@@ -6,3 +6,4 @@ pub mod metrics;
 pub mod shard;
 
 mod guests;
+mod writer;

@@ -44,7 +44,13 @@ async fn what_is_safe_to_repeat_is_tried_again_and_nothing_else() {
     let broken = upstream(|_| closes()).await;
     let good = upstream(|_| ok("good")).await;
     let busy = upstream(|_| status(503, "busy")).await;
+    let mut small = route(
+        "/small",
+        json!({ "upstreams": [broken.url, good.url], "ejection": { "enabled": false } }),
+    );
+    small["limits"] = json!({ "body_size_max": "1KiB" });
     let gateway = gateway()
+        .route(small)
         .route(route(
             "/lost",
             json!({ "upstreams": [broken.url, good.url], "ejection": { "enabled": false } }),
@@ -95,6 +101,14 @@ async fn what_is_safe_to_repeat_is_tried_again_and_nothing_else() {
     }
     for expected in [200, 502, 503] {
         assert!(posted.contains(&expected), "{posted:?}");
+    }
+    // What is sent twice counts once against the limit.
+    for _ in 0..2 {
+        let put = client
+            .put(gateway.url("/small"))
+            .body("x".repeat(700))
+            .send();
+        assert_eq!(put.await.unwrap().status(), 200);
     }
     // More than is kept for a repetition.
     let large = || {

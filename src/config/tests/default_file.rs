@@ -135,7 +135,10 @@ fn the_keys_that_are_commented_out_work() {
         .iter()
         .map(|route| route.name.as_str())
         .collect();
-    assert_eq!(names, ["hello", "echo", "stored", "app", "moved", "robots"]);
+    assert_eq!(
+        names,
+        ["hello", "echo", "stored", "app", "users", "moved", "robots"]
+    );
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
 }
 
