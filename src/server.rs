@@ -55,8 +55,6 @@ const DRAIN_IDLE: Duration = Duration::from_millis(500);
 const DRAIN_SETTLED: Duration = Duration::from_secs(1);
 /// Longest wait for the listeners to accept after the services were started.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// Upstream connections kept open for the next request.
-const UPSTREAM_POOL: usize = 256;
 
 /// Files that are asked for, at most, for the memory images of cached modules.
 const IMAGES_MAX: u64 = 8192;
@@ -233,7 +231,7 @@ impl Server {
     ) -> anyhow::Result<std::thread::JoinHandle<()>> {
         let conf = ServerConf {
             threads: self.config.server.threads,
-            upstream_keepalive_pool_size: UPSTREAM_POOL,
+            upstream_keepalive_pool_size: self.config.server.upstream_idle_max,
             max_retries: upstream::TRIES_MAX as usize,
             grace_period_seconds: Some(grace.as_secs() + 60),
             ..ServerConf::default()

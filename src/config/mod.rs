@@ -78,6 +78,8 @@ pub struct Server {
     pub upgrade_socket: Option<PathBuf>,
     /// Whether a change of the configuration file is taken over without being asked for.
     pub reload_on_change: bool,
+    /// Idle connections to upstreams that each listener keeps.
+    pub upstream_idle_max: usize,
 }
 
 /// Settings of authentication, all but the salt itself, which [`salt_at_start`] fetches.

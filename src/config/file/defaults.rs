@@ -50,6 +50,7 @@ impl Default for Server {
             upgrade_socket: Some("data/upgrade.sock".to_string()),
             reload_on_change: true,
             connections_max: 10_000,
+            upstream_idle_max: 256,
             trusted_proxies: Vec::new(),
             timeouts: Timeouts::default(),
             bounds: Bounds::default(),

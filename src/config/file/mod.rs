@@ -73,6 +73,9 @@ pub struct Server {
     pub reload_on_change: bool,
     /// Open connections over all public listeners.
     pub connections_max: u32,
+    /// Idle connections to upstreams that each listener keeps, over all of them.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub upstream_idle_max: u32,
     /// Networks whose X-Forwarded-For and X-Request-Id are believed, in CIDR notation.
     pub trusted_proxies: Vec<String>,
     pub timeouts: Timeouts,

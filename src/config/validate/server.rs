@@ -68,6 +68,12 @@ pub fn server(server: &file::Server, cx: &mut Context) -> Option<Server> {
         Period::secs(0),
         Period::secs(3_600),
     );
+    cx.count(
+        &at.key("upstream_idle_max"),
+        server.upstream_idle_max,
+        1,
+        65_536,
+    );
     let upgrade_socket = upgrade_socket(server, &at, cx);
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     Some(Server {
@@ -80,6 +86,7 @@ pub fn server(server: &file::Server, cx: &mut Context) -> Option<Server> {
         shutdown_grace: server.shutdown_grace.0,
         upgrade_socket,
         reload_on_change: server.reload_on_change,
+        upstream_idle_max: server.upstream_idle_max as usize,
     })
 }
 
