@@ -29,24 +29,34 @@ pub fn give_back_large_blocks() {
 /// module of half a MiB takes to be compiled by Singlepass on two threads.
 const HEAPS: libc::c_int = 2;
 const AT_HAND_BYTES: usize = 6 << 20;
+/// A block that large is not kept when it is freed, as long as nothing else is said.
+const SHRINKING_BYTES: usize = 1 << 20;
 /// Blocks up to this size come from the heaps.
 const UNMAPPED_BYTES: libc::c_int = 32 << 20;
 
 /// Has a process that lives for one job do it with few page faults, and without giving memory back:
 /// its threads share two heaps, which have memory before the job comes. To be called before the
 /// process has a second thread.
+///
+/// A further heap of the GNU C library asks a file in /proc, when it shrinks for the first time,
+/// whether it may. A contained process can't open one; so it happens here.
 pub(super) fn keep_memory_at_hand() {
     #[cfg(target_env = "gnu")]
     // SAFETY: as above.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, HEAPS);
         libc::mallopt(libc::M_MMAP_THRESHOLD, UNMAPPED_BYTES);
+        on_second_heap(|| drop(std::hint::black_box(vec![1_u8; SHRINKING_BYTES])));
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
     }
     fill_heap();
-    // The first thread after the main one makes the second heap, and leaves it to those that follow.
+    on_second_heap(fill_heap);
+}
+
+/// The first thread after the main one makes the second heap, and leaves it to those that follow.
+fn on_second_heap(work: fn()) {
     // If there is no thread now, there may be none later, and the job will tell.
-    if let Ok(second) = std::thread::Builder::new().spawn(fill_heap) {
+    if let Ok(second) = std::thread::Builder::new().spawn(work) {
         let _ = second.join();
     }
 }

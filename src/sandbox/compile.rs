@@ -38,6 +38,7 @@ use super::cache::{ModuleCache, Refusals};
 use super::check::{self, Facts, check};
 use super::engine::{Compiled, Compiler};
 use super::memory::MemoryPool;
+use super::priority;
 use super::tunables::SandboxTunables;
 use super::warm::WarmPool;
 use super::worker::{Job, Task};
@@ -304,6 +305,7 @@ impl Shared {
     }
 
     fn work(self: &Arc<Shared>) {
+        priority::take_turns();
         loop {
             let mut queue = self.lock();
             let Some((lane, flight)) = queue.take(self.workers_max()) else {

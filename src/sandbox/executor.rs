@@ -47,6 +47,9 @@ const SKIPPED_MAX: u32 = 4096;
 pub struct ShareKey(u64);
 
 impl ShareKey {
+    /// No caller's: what the gateway does for itself.
+    pub(super) const NOBODY: ShareKey = ShareKey(0);
+
     /// The share of whatever is equal to `value`.
     pub fn of(value: impl Hash) -> ShareKey {
         // Keyed anew in each process: nobody can choose to collide with another's share.

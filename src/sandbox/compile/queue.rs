@@ -1,7 +1,8 @@
 //! Which compile comes next.
 //!
-//! Flights wait in lanes, and a thread that is free takes the oldest of those it may, of whoever has
-//! the fewest in the air and was served the longest ago. Cranelift can
+//! Flights wait in lanes. A thread that is free takes one of whoever has the fewest in the air, and
+//! of these one that came, or whose owner was served, the longest ago. The operator's own come first.
+//! Cranelift can
 //! take as long as the timeout for a few hundred KiB that mean harm; so it has all workers but one,
 //! and the last is kept for Singlepass, which is done in milliseconds. A flood of compile bombs then
 //! costs those who need Cranelift a wait, and the others nothing. (With one worker there is nothing
@@ -17,6 +18,9 @@ use super::{Flight, Quality};
 const BACKGROUND_MAX: usize = 64;
 /// Bytes of their modules.
 const BACKGROUND_BYTES_MAX: usize = 64 << 20;
+
+/// Whose modules the configuration names.
+const OPERATOR: ShareKey = ShareKey::NOBODY;
 
 /// Where a flight waits, and what it is counted as while it is in the air.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +117,7 @@ impl Queue {
         let free = workers_max.saturating_sub(busy);
         let own = lane.iter().filter(|flight| flight.share == share).count();
         lane.len() < free.saturating_add(queue_max)
-            && own < free.saturating_add(queue_max.div_ceil(2))
+            && (share == OPERATOR || own < free.saturating_add(queue_max.div_ceil(2)))
     }
 
     /// Whether one more may wait in the background.
@@ -140,12 +144,15 @@ impl Queue {
         let flight = self.lane(lane).remove(at)?;
         *self.busy.of(lane) += 1;
         let last = self.number();
-        let served = self.served.entry(flight.share).or_default();
-        served.in_the_air += 1;
+        let mut served = self.served.get(&flight.share).copied().unwrap_or_default();
         match lane {
             Lane::Quick => served.quick = last,
-            Lane::Slow | Lane::Background => served.slow = last,
+            Lane::Slow => served.slow = last,
+            // Nobody's.
+            Lane::Background => return Some((lane, flight)),
         }
+        served.in_the_air += 1;
+        self.served.insert(flight.share, served);
         Some((lane, flight))
     }
 
@@ -153,12 +160,20 @@ impl Queue {
     fn next(
         &self,
         lane: &VecDeque<Arc<Flight>>,
-        turn: fn(&Turn) -> (usize, u64, u64),
+        turn: fn(&Turn) -> (bool, usize, u64),
     ) -> Option<(Turn, usize)> {
         let turns = lane.iter().enumerate().map(|(at, flight)| {
             let served = self.served.get(&flight.share).copied().unwrap_or_default();
             let number = flight.number;
-            (Turn { served, number }, at)
+            let is_callers = flight.share != OPERATOR;
+            (
+                Turn {
+                    is_callers,
+                    served,
+                    number,
+                },
+                at,
+            )
         });
         turns.min_by_key(|(flight, _)| turn(flight))
     }
@@ -166,10 +181,12 @@ impl Queue {
     /// A flight that was taken is not in the air any more.
     pub(super) fn done(&mut self, lane: Lane, share: ShareKey) {
         *self.busy.of(lane) -= 1;
-        if let Some(served) = self.served.get_mut(&share) {
+        if lane != Lane::Background
+            && let Some(served) = self.served.get_mut(&share)
+        {
             served.in_the_air = served.in_the_air.saturating_sub(1);
         }
-        // Who has nothing here any more is forgotten, and begins anew.
+        // Who has nothing here any more is forgotten: what comes later has a later number.
         let Queue {
             flights, served, ..
         } = self;
@@ -226,17 +243,24 @@ impl Queue {
 /// What says where a flight stands among those that wait; the least is next.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
+    is_callers: bool,
     served: Served,
     number: u64,
 }
 
 impl Turn {
-    fn quick_turn(&self) -> (usize, u64, u64) {
-        (self.served.in_the_air, self.served.quick, self.number)
+    fn quick_turn(&self) -> (bool, usize, u64) {
+        self.after(self.served.quick)
     }
 
-    fn slow_turn(&self) -> (usize, u64, u64) {
-        (self.served.in_the_air, self.served.slow, self.number)
+    fn slow_turn(&self) -> (bool, usize, u64) {
+        self.after(self.served.slow)
+    }
+
+    /// Both numbers are of one count.
+    fn after(&self, served: u64) -> (bool, usize, u64) {
+        let last = served.max(self.number);
+        (self.is_callers, self.served.in_the_air, last)
     }
 }
 

@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::OnceLock;
 
+use super::faults;
 use super::image::system_page_bytes;
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`, on all architectures with the generic layout of ioctl
@@ -59,6 +60,7 @@ pub(in crate::sandbox) fn is_tracked() -> bool {
 fn pagemap() -> Option<&'static File> {
     PAGEMAP
         .get_or_init(|| {
+            keep_pages_apart();
             let found = File::open("/proc/self/pagemap")
                 .ok()
                 .filter(tells_the_truth);
@@ -122,7 +124,16 @@ fn scan(pagemap: &File, range: Range<usize>, mut each: impl FnMut(Range<usize>) 
     true
 }
 
-/// Tries it on pages that are untouched, read, written, and of a file.
+/// Has the kernel not merge equal pages of this process (ksm(7)), whoever asked for it: merged pages
+/// tell one guest what another holds, and those of zeros would look untouched.
+fn keep_pages_apart() {
+    const PR_SET_MEMORY_MERGE: libc::c_int = 67;
+    // SAFETY: the call takes no pointers. A kernel without it does not merge by itself.
+    unsafe { libc::prctl(PR_SET_MEMORY_MERGE, 0, 0, 0, 0) };
+}
+
+/// Tries it on pages that are untouched, read, written, and of a file; and whether the first write to
+/// a page counts as a fault.
 fn tells_the_truth(pagemap: &File) -> bool {
     let page = system_page_bytes();
     let Ok(image) = super::image::Image::new(&vec![7; 3 * page], 0..3 * page) else {
@@ -135,14 +146,20 @@ fn tells_the_truth(pagemap: &File) -> bool {
         return false;
     }
     let base = slot.base();
+    let mut counts = vec![faults::count()];
     // SAFETY: the slot has eight accessible pages, and this is its only user.
     unsafe {
         base.add(page).write_volatile(1);
+        counts.push(faults::count());
         ptr::read_volatile(base.add(2 * page));
         ptr::read_volatile(base.add(4 * page));
+        counts.push(faults::count());
         base.add(5 * page).write_volatile(1);
+        counts.push(faults::count());
         base.add(7 * page + 1).write_volatile(1);
+        counts.push(faults::count());
     }
+    let are_counted = counts.is_sorted_by(|before, after| before.is_some() && before < after);
     let start = base as usize;
     let mut dirty = Vec::new();
     let whole = scan(pagemap, start..start + slot.accessible(), |region| {
@@ -153,5 +170,5 @@ fn tells_the_truth(pagemap: &File) -> bool {
         );
         true
     });
-    whole && dirty == [1, 5, 7]
+    whole && are_counted && dirty == [1, 5, 7]
 }

@@ -59,7 +59,7 @@ impl Faults {
 }
 
 /// Page faults of the calling thread since it began.
-fn count() -> Option<u64> {
+pub(super) fn count() -> Option<u64> {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the call writes to the structure it is given, which outlives it; zeros are a valid
     // one, whatever it writes.

@@ -58,7 +58,7 @@ impl Slot {
         }
         let base = NonNull::new(address.cast::<u8>())
             .ok_or_else(|| io::Error::other("memory mapped at address zero"))?;
-        let slot = Slot {
+        let mut slot = Slot {
             base,
             accessible: 0,
             touched: 0,
@@ -66,14 +66,25 @@ impl Slot {
             tracked,
             own: None,
         };
-        // Guests' data stays out of core dumps, and a guest that touches a byte gets a page, not two
-        // MiB. Nothing depends on either, so a refusal is no failure.
-        // SAFETY: the range is the mapping just made.
-        unsafe {
-            libc::madvise(address, SLOT_BYTES, libc::MADV_DONTDUMP);
-            libc::madvise(address, SLOT_BYTES, libc::MADV_NOHUGEPAGE);
-        }
+        slot.advise(SLOT_BYTES);
         Ok(slot)
+    }
+
+    /// Guests' data stays out of core dumps; nothing depends on it. And a guest that touches a byte
+    /// gets a page, not two MiB, and has no other page made its own by the kernel in the background:
+    /// that would be no fault of its thread. To be called for what was just mapped.
+    fn advise(&mut self, bytes: usize) {
+        let start = self.base.as_ptr().cast();
+        // SAFETY: callers pass a length within the mapping.
+        let result = unsafe {
+            libc::madvise(start, bytes, libc::MADV_DONTDUMP);
+            libc::madvise(start, bytes, libc::MADV_NOHUGEPAGE)
+        };
+        // A kernel without huge pages knows nothing of them.
+        let has_none = || io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL);
+        if result != 0 && !has_none() {
+            self.tracked = false;
+        }
     }
 
     pub(super) fn base(&self) -> *mut u8 {
@@ -227,7 +238,9 @@ impl Slot {
     /// Empties the slot for a guest of any module. On an error it must be dropped.
     pub(super) fn empty(&mut self) -> io::Result<()> {
         let Some(image) = self.image.take() else {
-            return self.clean(0, Faults::unknown());
+            let cleaned = self.clean(0, Faults::unknown());
+            self.own = None;
+            return cleaned;
         };
         self.own = None;
         // What stands before the image, and the image itself, make way for nothing.
@@ -245,11 +258,7 @@ impl Slot {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the range is the mapping just made.
-        unsafe {
-            libc::madvise(address, self.touched, libc::MADV_DONTDUMP);
-            libc::madvise(address, self.touched, libc::MADV_NOHUGEPAGE);
-        }
+        self.advise(self.touched);
         self.accessible = 0;
         self.touched = 0;
         Ok(())

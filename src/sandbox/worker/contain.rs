@@ -32,13 +32,6 @@ pub(super) fn begin() -> io::Result<()> {
         // Linux before 5.9 lacks it; the parent's descriptors are close-on-exec anyway.
         libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
     }
-    // One heap for all threads: the further ones of the GNU C library ask a file in /proc, when they
-    // shrink for the first time, whether they may.
-    #[cfg(target_env = "gnu")]
-    // SAFETY: sets a number; no other thread is there yet.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
     limit(libc::RLIMIT_CORE, 0)?;
     // No file can be written. (A limit on processes would count all of the user's.)
     limit(libc::RLIMIT_FSIZE, 0)

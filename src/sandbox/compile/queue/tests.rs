@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::super::super::{ModuleHash, ShareKey};
 use super::super::{Flight, Quality};
-use super::{BACKGROUND_MAX, Lane, Queue};
+use super::{BACKGROUND_MAX, Lane, OPERATOR, Queue};
 
 /// A flight that waits in a lane, of somebody who has no other.
 fn waiting(queue: &mut Queue, lane: Lane) -> u64 {
@@ -146,7 +146,7 @@ fn a_flight_in_the_background_can_be_hurried() {
 fn rooms_are_bounded() {
     let mut queue = Queue::default();
     for _ in 0..5 {
-        assert!(queue.has_room(Quality::Best, ShareKey::default(), 2, 3));
+        assert!(queue.has_room(Quality::Best, OPERATOR, 2, 3));
         waiting(&mut queue, Lane::Slow);
     }
     assert!(!queue.has_room(Quality::Best, ShareKey::default(), 2, 3));
@@ -191,10 +191,10 @@ fn one_who_brings_many_takes_turns_with_others() {
     queue.done(Lane::Quick, few);
     queue.done(Lane::Slow, many);
     for (number, share) in [
-        (late[0], few),
         (first[1], many),
-        (late[1], few),
+        (late[0], few),
         (first[2], many),
+        (late[1], few),
     ] {
         assert_eq!(take(&mut queue, 2), Some((Lane::Slow, number)));
         assert_eq!(take(&mut queue, 2), None);
@@ -203,10 +203,59 @@ fn one_who_brings_many_takes_turns_with_others() {
     }
     // With room for two slow ones, the same share does not get both while others wait.
     let other = waiting_for(&mut queue, Lane::Slow, ShareKey::of("other"));
-    assert_eq!(take(&mut queue, 3), Some((Lane::Slow, other)));
     assert_eq!(take(&mut queue, 3), Some((Lane::Slow, first[3])));
+    assert_eq!(take(&mut queue, 3), Some((Lane::Slow, other)));
     // Who has nothing left is forgotten.
     assert!(!queue.served.contains_key(&few));
+}
+
+#[test]
+fn those_who_bring_one_after_the_other_do_not_starve_one_who_brings_three() {
+    let mut queue = Queue::default();
+    let three = ShareKey::of("three");
+    let waiting: Vec<u64> = (0..3)
+        .map(|_| waiting_for(&mut queue, Lane::Slow, three))
+        .collect();
+    let others = ["a", "b"].map(ShareKey::of);
+    for other in others {
+        waiting_for(&mut queue, Lane::Slow, other);
+    }
+    let mut served = Vec::new();
+    for _ in 0..9 {
+        let (lane, flight) = queue.take(2).unwrap();
+        queue.flights.remove(&flight.key());
+        queue.done(lane, flight.share);
+        served.push(flight.number);
+        if flight.share != three {
+            waiting_for(&mut queue, Lane::Slow, flight.share);
+        }
+    }
+    assert!(
+        waiting.iter().all(|number| served.contains(number)),
+        "{served:?}"
+    );
+}
+
+#[test]
+fn the_operators_own_come_first_and_the_background_counts_for_nobody() {
+    let mut queue = Queue::default();
+    let caller = ShareKey::of("caller");
+    waiting_for(&mut queue, Lane::Background, OPERATOR);
+    assert!(matches!(take(&mut queue, 3), Some((Lane::Background, _))));
+    waiting_for(&mut queue, Lane::Slow, caller);
+    let ours: Vec<u64> = (0..2)
+        .map(|_| waiting_for(&mut queue, Lane::Slow, OPERATOR))
+        .collect();
+    assert_eq!(take(&mut queue, 4), Some((Lane::Slow, ours[0])));
+    assert_eq!(take(&mut queue, 4), Some((Lane::Slow, ours[1])));
+    queue.done(Lane::Background, OPERATOR);
+    assert_eq!(queue.served[&OPERATOR].in_the_air, 2);
+    // All but the last place, if need be.
+    for _ in 0..3 {
+        waiting_for(&mut queue, Lane::Slow, OPERATOR);
+    }
+    assert!(queue.has_room(Quality::Best, OPERATOR, 2, 5));
+    assert!(!queue.has_room(Quality::Best, OPERATOR, 2, 4));
 }
 
 #[test]
