@@ -9,6 +9,7 @@ use super::{Loaded, file};
 /// Keys that a reload takes over, each with everything below it. What is not named here needs a
 /// restart, and so does a new key until somebody has thought about it.
 pub const RELOADABLE: &[&str] = &[
+    "compression",
     "headers",
     "logging.access",
     "metrics.public",

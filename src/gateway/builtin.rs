@@ -23,6 +23,9 @@ impl Gateway {
         ctx: &mut Ctx,
         probe: Probe,
     ) -> Result<(), Stop> {
+        if is_options(session) {
+            return self.options(session, ctx, PAGE_METHODS).await;
+        }
         only_get(session)?;
         let health = &self.shared.health;
         let (ok, mut report) = health.report(probe, Instant::now());
@@ -46,6 +49,9 @@ impl Gateway {
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> Result<(), Stop> {
+        if is_options(session) {
+            return self.options(session, ctx, PAGE_METHODS).await;
+        }
         only_get(session)?;
         let load = self.shared.sandbox.load();
         metrics().guests_running.set(load.running as i64);
@@ -59,6 +65,18 @@ impl Gateway {
         head.insert_header(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)?;
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
         Ok(self.send(session, ctx, head, Bytes::from(page)).await?)
+    }
+
+    /// Says which methods there are (RFC 9110 section 9.3.7).
+    pub(super) async fn options(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        allow: &str,
+    ) -> Result<(), Stop> {
+        let mut head = ResponseHeader::build(StatusCode::NO_CONTENT, Some(12))?;
+        head.insert_header(header::ALLOW, allow)?;
+        Ok(self.send(session, ctx, head, Bytes::new()).await?)
     }
 
     /// 308 keeps the method and the body (RFC 9110 section 15.4.9).
@@ -89,17 +107,17 @@ impl Gateway {
     }
 }
 
+/// What may be done with the gateway's own pages.
+const PAGE_METHODS: &str = "GET, HEAD, OPTIONS";
+
 fn only_get(session: &Session) -> Result<(), Failure> {
     match session.req_header().method {
         Method::GET | Method::HEAD => Ok(()),
-        _ => {
-            let mut failure = Failure::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "this endpoint answers GET and HEAD only",
-            );
-            failure.allow = Some("GET, HEAD".into());
-            Err(failure)
-        }
+        _ => Err(Failure::method_not_allowed(PAGE_METHODS)),
     }
+}
+
+/// Whether only the methods are asked for.
+fn is_options(session: &Session) -> bool {
+    session.req_header().method == Method::OPTIONS
 }

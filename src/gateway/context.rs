@@ -9,11 +9,12 @@ use pingora_core::Error;
 use pingora_proxy::Session;
 
 use super::Gateway;
+use super::compress::Encoder;
 use super::plan::Plan;
 use super::proxy::Proxied;
 use crate::auth::Principal;
 use crate::limits::Decision;
-use crate::route::{HeaderEdits, Route};
+use crate::route::{Cors, HeaderEdits, Route};
 use crate::sandbox::Usage;
 use crate::telemetry::metrics::metrics;
 use crate::upstream::Member;
@@ -41,6 +42,13 @@ pub struct Ctx {
     pub(super) proxied: Proxied,
     /// When the whole request body must have arrived.
     pub(super) body_deadline: Option<Instant>,
+    /// The route whose rules for pages of other origins hold for the answer: that which was found, or
+    /// would be with another method.
+    pub(super) cors_route: Option<u32>,
+    /// Whether the answer is one to a preflight.
+    pub(super) is_preflight: bool,
+    /// Compresses an upstream's answer.
+    pub(super) encoder: Option<Encoder>,
     /// Request body bytes passed on.
     pub(super) body_bytes: u64,
     _active: Active,
@@ -94,6 +102,9 @@ impl Ctx {
             failure: None,
             proxied: Proxied::default(),
             body_deadline: None,
+            cors_route: None,
+            is_preflight: false,
+            encoder: None,
             body_bytes: 0,
             _active: Active::new(),
         }
@@ -126,6 +137,10 @@ impl Ctx {
     pub(super) fn member(&self) -> Option<&Member> {
         let group = self.plan.group(self.route_index()?)?;
         group.member(self.proxied.lease()?)
+    }
+
+    pub(super) fn cors(&self) -> Option<&Cors> {
+        self.plan.route(self.cors_route?)?.cors.as_ref()
     }
 
     pub(super) fn route_headers(&self) -> Option<&HeaderEdits> {

@@ -90,6 +90,11 @@ impl Gateway {
         mut response: axum::response::Response,
     ) -> Result<(), Stop> {
         if let Some(failure) = response.extensions_mut().remove::<Failure>() {
+            if session.req_header().method == Method::OPTIONS
+                && let Some(allow) = &failure.allow
+            {
+                return self.options(session, ctx, &with_options(allow)).await;
+            }
             return Err(failure.into());
         }
         let (parts, body) = response.into_parts();
@@ -144,6 +149,15 @@ impl Gateway {
             }
         }
         Ok(session.write_response_body(None, true).await?)
+    }
+}
+
+/// The router's list of methods, with the one that is answered here.
+fn with_options(allow: &str) -> String {
+    if allow.is_empty() {
+        Method::OPTIONS.to_string()
+    } else {
+        format!("{allow},{}", Method::OPTIONS)
     }
 }
 

@@ -12,6 +12,7 @@ use pingora_proxy::Session;
 use serde_json::{Map, json};
 
 use super::body::BodyLimit;
+use super::compress::{self, Encoder};
 use super::feed::{self, Feed};
 use super::respond::{Stop, is_tls, write_body};
 use super::{Ctx, Gateway, request};
@@ -177,8 +178,8 @@ impl Gateway {
             let head = response_head(head, ctx)?;
             return Ok(self.send(session, ctx, head, body).await?);
         }
-        self.begin_stream(session, ctx, head, first).await?;
-        let streamed = stream(session, &mut reader, &mut feed).await;
+        let mut encoder = self.begin_stream(session, ctx, head, first).await?;
+        let streamed = stream(session, &mut reader, &mut feed, encoder.as_mut()).await;
         if let Err(stop) = streamed {
             return Err(broken(ctx, stop));
         }
@@ -187,7 +188,7 @@ impl Gateway {
             None => run.await.map_err(not_run)?,
         };
         note(ctx, &outcome);
-        finish_stream(session, &outcome).await
+        finish_stream(session, &outcome, encoder).await
     }
 
     /// Sends the head, and what of the body there is.
@@ -197,17 +198,16 @@ impl Gateway {
         ctx: &mut Ctx,
         head: Head,
         first: Bytes,
-    ) -> Result<(), Stop> {
+    ) -> Result<Option<Encoder>, Stop> {
         let mut head = response_head(head, ctx)?;
         if !head.headers.contains_key(header::CONTENT_LENGTH) {
             head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
         self.finish_head(session, ctx, &mut head)?;
+        let mut encoder = compress::begin(session, ctx, &mut head, None)?;
         session.write_response_header(Box::new(head), false).await?;
-        if !first.is_empty() {
-            write_body(session, first, false).await?;
-        }
-        Ok(())
+        write_encoded(session, first, encoder.as_mut()).await?;
+        Ok(encoder)
     }
 }
 
@@ -226,6 +226,7 @@ async fn stream(
     session: &mut Session,
     reader: &mut PipeReader,
     feed: &mut Feed,
+    mut encoder: Option<&mut Encoder>,
 ) -> Result<(), Stop> {
     loop {
         let bytes = tokio::select! {
@@ -234,7 +235,7 @@ async fn stream(
             stop = feed.pump(session) => return Err(stop),
         };
         match bytes {
-            Some(bytes) => write_body(session, bytes, false).await?,
+            Some(bytes) => write_encoded(session, bytes, encoder.as_deref_mut()).await?,
             None => return Ok(()),
         }
     }
@@ -304,7 +305,11 @@ async fn begin(
 
 /// Ends a streamed body: properly, or, when the guest failed midway, by breaking the connection, so
 /// that the client can't take the part for the whole (RFC 9112 section 8).
-async fn finish_stream(session: &mut Session, outcome: &Outcome) -> Result<(), Stop> {
+async fn finish_stream(
+    session: &mut Session,
+    outcome: &Outcome,
+    encoder: Option<Encoder>,
+) -> Result<(), Stop> {
     if !outcome.end.is_success() {
         return Err(Error::explain(
             ErrorType::InternalError,
@@ -315,8 +320,27 @@ async fn finish_stream(session: &mut Session, outcome: &Outcome) -> Result<(), S
         )
         .into());
     }
+    if let Some(mut encoder) = encoder {
+        write_body(session, encoder.encode(&[], true)?, false).await?;
+    }
     session.write_response_body(None, true).await?;
     Ok(())
+}
+
+/// Writes what a guest wrote, compressed where the answer is.
+async fn write_encoded(
+    session: &mut Session,
+    bytes: Bytes,
+    encoder: Option<&mut Encoder>,
+) -> Result<(), Box<Error>> {
+    let bytes = match encoder {
+        Some(encoder) if !bytes.is_empty() => encoder.encode(&bytes, false)?,
+        Some(_) | None => bytes,
+    };
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    write_body(session, bytes, false).await
 }
 
 /// Collects what is left of a guest's output, up to its end.

@@ -7,9 +7,11 @@
 mod admit;
 mod body;
 mod builtin;
+mod compress;
 pub mod connection;
 mod context;
 mod control;
+mod cors;
 mod execute;
 mod feed;
 mod forward;
@@ -27,7 +29,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode, header};
+use http::{Method, StatusCode, Version, header};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -40,6 +42,7 @@ use crate::route::{self, Found, Redirect, Respond, Target};
 use crate::sandbox::Sandbox;
 use crate::telemetry::health::{Health, Probe};
 use crate::telemetry::metrics::RouteMetrics;
+pub use compress::Compression;
 pub use context::Ctx;
 use context::HandledBy;
 use execute::Program;
@@ -100,6 +103,17 @@ enum Wanted {
     Nothing,
 }
 
+/// What a request asks of the routes.
+enum Asked {
+    Route(u32),
+    /// Whether a page may send a request to this route.
+    Preflight(u32),
+    /// Which methods there are, where no route answers that itself.
+    Options {
+        allow: String,
+    },
+}
+
 /// What follows once `request_filter` is done.
 enum Next {
     Answered,
@@ -112,6 +126,14 @@ impl Gateway {
         let head = session.req_header();
         request::check_head(head, &ctx.plan.settings.bounds)?;
         request::check_framing(session)?;
+        if head.uri.path() == "*" {
+            // The server as a whole is asked for (RFC 9112 section 3.2.4).
+            if head.method != Method::OPTIONS {
+                return Err(Failure::bad_request("the request target must be a path").into());
+            }
+            self.options(session, ctx, request::METHODS).await?;
+            return Ok(Next::Answered);
+        }
         match self.wanted(head.uri.path(), &ctx.plan.settings)? {
             Wanted::Health(probe) => {
                 ctx.handled_by = HandledBy::Health;
@@ -164,7 +186,18 @@ impl Gateway {
 
     async fn serve(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
         let plan = Arc::clone(&ctx.plan);
-        let index = find_route(&plan, session, ctx)?;
+        let index = match find_route(&plan, session, ctx)? {
+            Asked::Route(index) => index,
+            Asked::Preflight(index) => {
+                ctx.handled_by = HandledBy::Route { index };
+                self.preflight(session, ctx).await?;
+                return Ok(Next::Answered);
+            }
+            Asked::Options { allow } => {
+                self.options(session, ctx, &allow).await?;
+                return Ok(Next::Answered);
+            }
+        };
         ctx.handled_by = HandledBy::Route { index };
         let (Some(route), Some(planned)) = (plan.route(index), plan.planned(index)) else {
             return Err(Failure::internal().into());
@@ -409,7 +442,34 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<()> {
-        self.finish_head(session, ctx, response)
+        self.finish_head(session, ctx, response)?;
+        // Of HTTP/2 upstreams the end of a body is not always seen here.
+        if response.version != Version::HTTP_2 {
+            let length = response.headers.get(header::CONTENT_LENGTH);
+            let length = length.and_then(|l| l.to_str().ok()?.parse().ok());
+            ctx.encoder = compress::begin(session, ctx, response, length)?;
+            if ctx.encoder.is_some() {
+                response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Ctx,
+    ) -> pingora_core::Result<Option<Duration>> {
+        if let Some(encoder) = &mut ctx.encoder {
+            let encoded = encoder.encode(&body.take().unwrap_or_default(), end)?;
+            *body = Some(encoded).filter(|encoded| !encoded.is_empty());
+            if end {
+                ctx.encoder = None;
+            }
+        }
+        Ok(None)
     }
 
     async fn fail_to_proxy(
@@ -455,37 +515,51 @@ impl ProxyHttp for Gateway {
     }
 }
 
-/// The index of the route for a request.
-fn find_route(plan: &Plan, session: &Session, ctx: &mut Ctx) -> Result<u32, Stop> {
+/// What the request asks of the routes, and of which.
+fn find_route(plan: &Plan, session: &Session, ctx: &mut Ctx) -> Result<Asked, Stop> {
     let head = session.req_header();
     let host = request::host(head)?;
     let path = route::normalize(head.uri.path())
         .map_err(|error| Failure::bad_request(error.to_string()))?;
-    let index = match plan.table.find(&host, &path, &head.method, &head.headers) {
+    let find = |method: &Method| plan.table.find(&host, &path, method, &head.headers);
+    // The route that would answer, if it says what pages of other origins may do.
+    let with_cors = |method: &Method| match find(method) {
+        Found::Route { route, index, .. } if route.cors.is_some() => Some(index),
+        Found::Route { .. } | Found::MethodNotAllowed { .. } | Found::NotFound => None,
+    };
+    if let Some(method) = cors::preflight_for(head)
+        && let Some(index) = with_cors(&method)
+    {
+        ctx.cors_route = Some(index);
+        return Ok(Asked::Preflight(index));
+    }
+    match find(&head.method) {
         Found::Route {
             index,
             params,
             matched_path,
-            ..
+            route,
         } => {
             ctx.params = params;
             ctx.route_path_bytes = matched_path.len();
-            index
+            ctx.cors_route = route.cors.is_some().then_some(index);
+            Ok(Asked::Route(index))
         }
         Found::MethodNotAllowed { allow } => {
-            let allow: Vec<&str> = allow.iter().map(Method::as_str).collect();
-            let allow = allow.join(", ");
-            let mut failure = Failure::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                format!("this path answers {allow} only"),
-            );
-            failure.allow = Some(allow);
-            return Err(failure.into());
+            ctx.cors_route = allow.iter().find_map(with_cors);
+            let mut names: Vec<&str> = allow.iter().map(Method::as_str).collect();
+            // What is asked for with OPTIONS is answered here.
+            names.push(Method::OPTIONS.as_str());
+            names.sort_unstable();
+            names.dedup();
+            let allow = names.join(", ");
+            if head.method == Method::OPTIONS {
+                return Ok(Asked::Options { allow });
+            }
+            Err(Failure::method_not_allowed(allow).into())
         }
-        Found::NotFound => return Err(not_found().into()),
-    };
-    Ok(index)
+        Found::NotFound => Err(not_found().into()),
+    }
 }
 
 /// Longest time to read on after an answer that came before the end of the request's body.

@@ -12,6 +12,9 @@ use super::{Bounds, Settings};
 use crate::failure::Failure;
 use crate::route::{Network, normalize_host};
 
+/// The methods that are answered anywhere.
+pub(super) const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Refuses heads that are too large, or that another server could read differently
@@ -50,11 +53,10 @@ pub(super) fn check_head(head: &RequestHeader, bounds: &Bounds) -> Result<(), Fa
         return Err(both_lengths());
     }
     check_lengths(&head.headers)?;
-    if head.method == Method::TRACE {
-        // It would send credentials back to whoever can make a client ask (RFC 9110 section 9.3.8).
-        return Err(Failure::method_not_allowed(
-            "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
-        ));
+    if matches!(head.method, Method::TRACE | Method::CONNECT) {
+        // The former would send credentials back to whoever can make a client ask (RFC 9110 section
+        // 9.3.8), the latter would make this an open proxy.
+        return Err(Failure::method_not_allowed(METHODS));
     }
     if head
         .uri

@@ -7,7 +7,8 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use serde_json::{Map, Value, json};
 
-use super::{Ctx, Gateway};
+use super::compress::{self, Encoder};
+use super::{Ctx, Gateway, cors};
 use crate::failure::Failure;
 use crate::limits;
 use crate::route::HeaderEdits;
@@ -51,6 +52,10 @@ impl Gateway {
             StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
         );
         if !bodiless {
+            let length = body.len() as u64;
+            if let Some(encoder) = compress::begin(session, ctx, &mut head, Some(length))? {
+                return send_encoded(session, head, body, encoder).await;
+            }
             head.insert_header(header::CONTENT_LENGTH, body.len())?;
         }
         let silent = bodiless || session.req_header().method == Method::HEAD || body.is_empty();
@@ -89,7 +94,7 @@ impl Gateway {
     }
 
     /// Adds what every response carries: the id, the rate limit's state, security headers, and last
-    /// the route's own edits, which override all of it.
+    /// the route's own edits, which override all of it but what pages of other origins may do.
     pub(super) fn finish_head(
         &self,
         session: &Session,
@@ -114,8 +119,56 @@ impl Gateway {
         if let Some(edits) = ctx.route_headers() {
             edit_response(head, edits)?;
         }
+        if let Some(cors) = ctx.cors() {
+            cors::add_headers(&session.req_header().headers, ctx, cors, head)?;
+        }
         Ok(())
     }
+}
+
+/// Sends a body compressed: a short one whole, with its length, a long one piece by piece.
+async fn send_encoded(
+    session: &mut Session,
+    mut head: ResponseHeader,
+    mut body: Bytes,
+    mut encoder: Encoder,
+) -> Result<(), Box<Error>> {
+    if body.len() <= PIECE_BYTES {
+        let encoded = encoder.encode(&body, true)?;
+        head.insert_header(header::CONTENT_LENGTH, encoded.len())?;
+        session.write_response_header(Box::new(head), false).await?;
+        return write_body(session, encoded, true).await;
+    }
+    head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    session.write_response_header(Box::new(head), false).await?;
+    while !body.is_empty() {
+        let piece = body.split_to(body.len().min(PIECE_BYTES));
+        let encoded = encoder.encode(&piece, body.is_empty())?;
+        // An empty chunk would end the body.
+        if !encoded.is_empty() {
+            write_body(session, encoded, false).await?;
+        }
+    }
+    session.write_response_body(None, true).await?;
+    Ok(())
+}
+
+/// Names a request header by which answers differ (RFC 9110 section 12.5.5), once.
+pub(super) fn vary(head: &mut ResponseHeader, name: &'static str) -> Result<(), Box<Error>> {
+    let mut listed = head
+        .headers
+        .get_all(header::VARY)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','));
+    let is_listed = listed.any(|listed| {
+        let listed = listed.trim();
+        listed == "*" || listed.eq_ignore_ascii_case(name)
+    });
+    if !is_listed {
+        head.append_header(header::VARY, name)?;
+    }
+    Ok(())
 }
 
 /// Writes a part of a body that is not empty; with `end`, the last.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::Compression;
 use crate::route::{HeaderEdits, Network};
 use crate::sandbox::GuestLimits;
 
@@ -23,6 +24,8 @@ pub struct Settings {
     pub trusted_proxies: Vec<Network>,
     /// Path of the metrics page on the public listeners; `None` where only the admin listener has it.
     pub public_metrics_path: Option<String>,
+    /// Which answers of routes are compressed.
+    pub compression: Compression,
     pub timeouts: Timeouts,
     pub bounds: Bounds,
 }

@@ -1,5 +1,6 @@
 //! Routes: what to match, who may call, what limits apply, and a target.
 
+mod cors;
 mod host;
 mod network;
 mod path;
@@ -20,6 +21,7 @@ use crate::sandbox::GuestLimits;
 use crate::sandbox::abi::Abi;
 use crate::upstream;
 
+pub use cors::{Cors, OriginError, OriginPattern, Origins};
 pub use host::{HostError, HostPattern, HostPatternError, normalize_host};
 pub use network::{Network, NetworkError};
 pub use path::{PathError, RequestPath, normalize};
@@ -38,6 +40,10 @@ pub struct Route {
     pub auth: Auth,
     pub limits: Limits,
     pub headers: HeaderEdits,
+    /// What pages of other origins may do; `None` leaves it to the target.
+    pub cors: Option<Cors>,
+    /// Whether answers are compressed; `None` leaves it to the global setting.
+    pub compress: Option<bool>,
     pub target: Target,
 }
 

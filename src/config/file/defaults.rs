@@ -18,6 +18,7 @@ impl Default for File {
             metrics: Metrics::default(),
             logging: Logging::default(),
             headers: Headers::default(),
+            compression: Compression::default(),
             routes: Vec::new(),
         }
     }
@@ -54,6 +55,26 @@ impl Default for Server {
             trusted_proxies: Vec::new(),
             timeouts: Timeouts::default(),
             bounds: Bounds::default(),
+        }
+    }
+}
+
+impl Default for Compression {
+    fn default() -> Compression {
+        let types = [
+            "text/*",
+            "application/json",
+            "application/*+json",
+            "application/javascript",
+            "application/xml",
+            "application/*+xml",
+            "application/wasm",
+            "image/svg+xml",
+        ];
+        Compression {
+            enabled: false,
+            size_min: Size::kib(1),
+            types: types.map(str::to_string).to_vec(),
         }
     }
 }

@@ -20,7 +20,8 @@ pub use proxy::{
     Balance, Capacity, Ejection, Forwarded, HealthCheck, Protocol, Proxy, Retries, Upstream,
 };
 pub use route::{
-    Execute, HeaderChanges, Method, Redirect, Respond, Route, RouteAuth, RouteHeaders, RouteMatch,
+    Cors, Execute, HeaderChanges, Method, Redirect, Respond, Route, RouteAuth, RouteHeaders,
+    RouteMatch,
 };
 
 /// The content type of an answer that names none.
@@ -50,6 +51,8 @@ pub struct File {
     pub logging: Logging,
     /// Headers of every response.
     pub headers: Headers,
+    /// Which answers of routes are compressed.
+    pub compression: Compression,
     /// What is served besides the API. Without this key there are no routes.
     pub routes: Vec<Route>,
 }
@@ -324,6 +327,17 @@ pub struct Headers {
     /// Sent with every response. A default not named here stays; null removes it.
     #[serde(deserialize_with = "merged_headers")]
     pub set: BTreeMap<String, Option<String>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Compression {
+    /// Whether answers are compressed on routes that don't say themselves.
+    pub enabled: bool,
+    /// Smaller answers are sent as they are.
+    pub size_min: Size,
+    /// Content types: `text/html`, or with one `*`: `text/*`, `application/*+json`.
+    pub types: Vec<String>,
 }
 
 /// The defaults, changed by what was written. Names are compared without case.

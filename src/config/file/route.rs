@@ -27,6 +27,12 @@ pub struct Route {
     pub limits: RouteLimits,
     #[serde(default, skip_serializing_if = "is_default")]
     pub headers: RouteHeaders,
+    /// What pages of other origins may do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
+    /// Whether answers are compressed; without it, what compression.enabled says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compress: Option<bool>,
     /// Runs a WebAssembly module inline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub execute: Option<Execute>,
@@ -122,6 +128,41 @@ pub struct RouteHeaders {
     /// On the way to the client.
     #[serde(skip_serializing_if = "is_default")]
     pub response: HeaderChanges,
+}
+
+/// Which pages of other origins may use the route (CORS). The gateway answers preflights itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cors {
+    /// `https://example.com`, `https://*.example.com`, or `*` alone for any.
+    #[schemars(required, length(min = 1))]
+    pub origins: Vec<String>,
+    /// What they may ask with; none means the route's own, or GET, HEAD and POST.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<Method>,
+    /// Request headers that they may set, beside those that any page may.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<String>,
+    /// Response headers that they may read, beside those that any page may.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub expose: Vec<String>,
+    /// Whether cookies and the like are sent along.
+    pub credentials: bool,
+    /// How long a browser remembers a preflight.
+    pub max_age: Period,
+}
+
+impl Default for Cors {
+    fn default() -> Cors {
+        Cors {
+            origins: Vec::new(),
+            methods: Vec::new(),
+            headers: Vec::new(),
+            expose: Vec::new(),
+            credentials: false,
+            max_age: Period::secs(600),
+        }
+    }
 }
 
 /// Removals first, then `set`, then `add`.

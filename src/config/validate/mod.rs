@@ -1,5 +1,7 @@
 //! From what was written to settings. Every part is looked at, whatever is wrong with another.
 
+mod compression;
+mod cors;
 mod guests;
 mod headers;
 mod production;
@@ -78,6 +80,7 @@ fn gateway(
     let trusted_proxies = server::trusted_proxies(&file.server.trusted_proxies, cx);
     let headers = headers::global(&file.headers, cx);
     let hsts = headers::hsts(&file.headers, cx);
+    let compression = compression::compression(&file.compression, cx);
     let api_body = file
         .sandbox
         .wasm_size_max
@@ -92,6 +95,7 @@ fn gateway(
         trusted_proxies: trusted_proxies?,
         public_metrics_path: (file.metrics.enabled && file.metrics.public)
             .then(|| file.metrics.path.clone()),
+        compression: compression?,
         timeouts,
         bounds,
     })

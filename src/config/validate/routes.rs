@@ -89,6 +89,8 @@ fn route(
     };
     let limits = limits(route, at, file, tiers, cx);
     let headers = headers::route(&route.headers, &at.key("headers"), cx);
+    let cors = route.cors.as_ref();
+    let cors = cors.map(|cors| super::cors::cors(cors, matcher.as_ref(), &at.key("cors"), cx));
     let target = targets::target(route, matcher.as_ref(), at, cx);
     Some(Route {
         name: name?,
@@ -96,6 +98,11 @@ fn route(
         auth,
         limits,
         headers: headers?,
+        cors: match cors {
+            Some(cors) => Some(cors?),
+            None => None,
+        },
+        compress: route.compress,
         target: target?,
     })
 }
@@ -238,7 +245,7 @@ pub fn reserved(pattern: &PathPattern) -> Option<&'static str> {
         .map(|(_, _, name)| *name)
 }
 
-fn methods(methods: &[file::Method], at: &Path, cx: &mut Context) -> Option<Vec<Method>> {
+pub fn methods(methods: &[file::Method], at: &Path, cx: &mut Context) -> Option<Vec<Method>> {
     let mut parsed = Vec::with_capacity(methods.len());
     for (index, method) in methods.iter().enumerate() {
         let method = match method {

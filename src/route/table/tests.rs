@@ -40,6 +40,8 @@ fn route(
         auth: Auth::None,
         limits: Limits::default(),
         headers: HeaderEdits::default(),
+        cors: None,
+        compress: None,
         target: respond(),
     }
 }
