@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod exec;
+pub mod explain;
 pub mod keys;
 pub mod modules;
 mod serve;
@@ -38,6 +39,7 @@ Examples:
   wasm-wizard                                     start on the defaults
   wasm-wizard serve --config wasm-wizard.yaml     start with a configuration file
   wasm-wizard check --config wasm-wizard.yaml     find every problem in it, without starting
+  wasm-wizard explain GET https://localhost/a     say which route answers, and why no other
   wasm-wizard exec hello.wasm --input 'text'      run a module here, in the same sandbox
   wasm-wizard keys create --user me@example.com   make an API key
 
@@ -62,6 +64,8 @@ enum Command {
     Serve(serve::Args),
     /// Validate the configuration, its certificates and its modules, without binding ports.
     Check(check::Args),
+    /// Say which route a request would take, and why no other.
+    Explain(explain::Args),
     /// Bring the database's schema to the newest version.
     Migrate,
     /// Run a module in the sandbox, without a server.
@@ -113,6 +117,7 @@ fn run(cli: Cli) -> anyhow::Result<i32> {
     match command {
         Command::Serve(args) => serve::run(args, configured(file)?),
         Command::Check(args) => check_configuration(args, cli.config),
+        Command::Explain(args) => explain::run(&args, &load(file)?, &mut std::io::stdout().lock()),
         Command::Migrate => migrate(&load(file)?),
         Command::Exec(args) => exec::run(&args, &load(file)?),
         Command::Keys(command) => with_store(&load(file)?, async |store, auth, _| {

@@ -1,6 +1,7 @@
 //! Routes: what to match, who may call, what limits apply, and a target.
 
 mod cors;
+mod explain;
 mod host;
 mod network;
 mod path;
@@ -22,6 +23,7 @@ use crate::sandbox::abi::Abi;
 use crate::upstream;
 
 pub use cors::{Cors, OriginError, OriginPattern, Origins};
+pub use explain::{Asked, Candidate, Rule, Verdict};
 pub use host::{HostError, HostPattern, HostPatternError, normalize_host};
 pub use network::{Network, NetworkError};
 pub use path::{PathError, RequestPath, normalize};

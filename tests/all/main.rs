@@ -13,6 +13,7 @@ mod compression;
 mod config;
 mod cors;
 mod execute;
+mod explain;
 mod files;
 mod grpc;
 mod guests;

@@ -466,3 +466,59 @@ fn routes_that_can_never_match_are_reported() {
         assert_eq!(found, expected, "{case}");
     }
 }
+
+/// For any request, exactly the route that is found wins, and every other one has a reason.
+#[test]
+fn explanations_agree_with_the_table() {
+    let table = Table::build(vec![
+        route("exact", &["example.com"], "/*", &[], &[]),
+        route("wild", &["*.example.com"], "/a", &[], &[]),
+        route("deep", &["*.b.example.com"], "/a", &[], &[]),
+        route("any", &[], "/a", &[], &[]),
+        route("get", &[], "/a", &[Method::GET], &[]),
+        route("beta", &[], "/a", &[], &[("x-env", Some("beta"))]),
+        route("env", &[], "/a", &[], &[("x-env", None)]),
+        route("param", &[], "/{x}", &[], &[]),
+        route("rest", &[], "/a/*", &[], &[]),
+    ])
+    .unwrap();
+    let mut beta = HeaderMap::new();
+    beta.insert("x-env", HeaderValue::from_static("beta"));
+    for host in [
+        "example.com",
+        "a.example.com",
+        "a.b.example.com",
+        "other",
+        "",
+    ] {
+        for path in ["/a", "/a/", "/b", "/a/b", "/a//b", "/"] {
+            for method in [Method::GET, Method::HEAD, Method::POST] {
+                for headers in [&HeaderMap::new(), &beta] {
+                    let path = normalize(path).unwrap();
+                    let found = match table.find(host, &path, &method, headers) {
+                        Found::Route { index, .. } => Some(index),
+                        Found::MethodNotAllowed { .. } | Found::NotFound => None,
+                    };
+                    let asked = crate::route::Asked {
+                        host,
+                        path: &path,
+                        method: &method,
+                        headers,
+                    };
+                    let explained = table.explain(asked);
+                    assert_eq!(explained.len(), 9);
+                    for candidate in explained {
+                        let wins = candidate.verdict == crate::route::Verdict::Wins;
+                        assert_eq!(
+                            wins,
+                            found == Some(candidate.index),
+                            "{host} {path:?} {method}"
+                        );
+                        let loses = matches!(candidate.verdict, crate::route::Verdict::Loses(_));
+                        assert!(!loses || found.is_some(), "{host} {path:?} {method}");
+                    }
+                }
+            }
+        }
+    }
+}
