@@ -1,7 +1,7 @@
 //! What a configuration says about serving requests, ready to serve them: all of it is prepared here,
 //! before any port is bound, and before a reload changes anything.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::limits::{RouteKey, Tiers};
 use crate::modules::{Registry, RegistryError};
 use crate::route::{BuildError, Route, Table, Target};
 use crate::sandbox::{Files, FilesError, Prepared};
-use crate::telemetry::metrics::{RouteMetrics, metrics};
+use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::{self, Group, GroupError};
 
 /// All that may change while the gateway runs. Swapped as one unit; a request keeps the plan it began
@@ -130,21 +130,8 @@ impl Plan {
         own.unwrap_or(self.settings.body_bytes_max)
     }
 
-    /// Drops the metrics of routes that `after` does not have: else every name that ever was would stay
-    /// on the page, and in memory.
-    pub fn forget_metrics_not_in(&self, after: &Plan) {
-        let kept: HashSet<&str> = after.names().collect();
-        for name in self.names().filter(|name| !kept.contains(name)) {
-            metrics().forget_route(name);
-        }
-    }
-
     pub fn route_count(&self) -> usize {
         self.planned.len()
-    }
-
-    fn names(&self) -> impl Iterator<Item = &str> {
-        self.table.routes().iter().map(|route| route.name.as_str())
     }
 }
 

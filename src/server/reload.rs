@@ -130,7 +130,6 @@ impl Reloader {
         for (certificates, prepared) in self.certificates.iter().zip(certificates) {
             certificates.install(prepared);
         }
-        before.forget_metrics_not_in(&plan);
         for warning in &loaded.warnings {
             tracing::warn!(%warning, "the configuration can be used, but");
         }

@@ -3,7 +3,8 @@
 //! Labels are bounded: route names come from the configuration, methods and statuses from closed
 //! lists. A route's counters are looked up once, not per request.
 
-use std::sync::{LazyLock, OnceLock};
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
@@ -65,7 +66,7 @@ pub fn metrics() -> &'static Metrics {
     &METRICS
 }
 
-/// One route's counters, kept with the route.
+/// One route's counters, kept with the route. Its rows leave the page with the last of this name.
 pub struct RouteMetrics {
     name: String,
     duration: Histogram,
@@ -80,6 +81,7 @@ const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl RouteMetrics {
     pub fn new(route: &str) -> RouteMetrics {
+        use_rows(Rows::Route, route);
         RouteMetrics {
             name: route.to_owned(),
             duration: metrics().request_duration.with_label_values(&[route]),
@@ -108,7 +110,52 @@ impl RouteMetrics {
     }
 }
 
-/// One upstream's counters, kept with it. Its rows leave the page with the last who uses them.
+impl Drop for RouteMetrics {
+    fn drop(&mut self) {
+        let (all, route) = (metrics(), self.name.as_str());
+        leave_rows(Rows::Route, route, || {
+            for method in METHODS {
+                for status in STATUS_CLASSES {
+                    // Most of them never were.
+                    let _ = all.requests.remove_label_values(&[route, method, status]);
+                }
+            }
+            let _ = all.request_duration.remove_label_values(&[route]);
+        });
+    }
+}
+
+/// What rows of the page belong to, besides its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Rows {
+    Route,
+    Upstream,
+}
+
+/// How many have counters in the same rows: the old configuration's and the new one's, for a while.
+static ROWS: LazyLock<Mutex<HashMap<(Rows, String), usize>>> = LazyLock::new(Mutex::default);
+
+/// To be called before the rows are made.
+fn use_rows(of: Rows, name: &str) {
+    let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
+    *rows.entry((of, name.to_owned())).or_default() += 1;
+}
+
+/// Removes rows that nobody uses any more. Under the lock, so that nobody comes to use them meanwhile.
+fn leave_rows(of: Rows, name: &str, remove: impl FnOnce()) {
+    let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (of, name.to_owned());
+    if let Some(users) = rows.get_mut(&key) {
+        *users -= 1;
+        if *users > 0 {
+            return;
+        }
+    }
+    rows.remove(&key);
+    remove();
+}
+
+/// One upstream's counters, kept with it. Its rows leave the page with the last of this name.
 pub struct UpstreamMetrics {
     name: String,
     /// Requests by how they went.
@@ -127,6 +174,7 @@ const UPSTREAM_RESULTS: [&str; 3] = ["ok", "connect_failed", "failed"];
 impl UpstreamMetrics {
     pub fn new(name: &str) -> UpstreamMetrics {
         let all = metrics();
+        use_rows(Rows::Upstream, name);
         let [ok, connect_failed, failed] =
             UPSTREAM_RESULTS.map(|result| all.upstream_requests.with_label_values(&[name, result]));
         UpstreamMetrics {
@@ -146,20 +194,22 @@ impl UpstreamMetrics {
 impl Drop for UpstreamMetrics {
     fn drop(&mut self) {
         let (all, name) = (metrics(), self.name.as_str());
-        // What is not there need not be removed.
-        for result in UPSTREAM_RESULTS {
-            let _ = all.upstream_requests.remove_label_values(&[name, result]);
-        }
-        for gauge in [
-            &all.upstream_active,
-            &all.upstream_up,
-            &all.upstream_ejected,
-        ] {
-            let _ = gauge.remove_label_values(&[name]);
-        }
-        for counter in [&all.upstream_ejections, &all.upstream_retries] {
-            let _ = counter.remove_label_values(&[name]);
-        }
+        leave_rows(Rows::Upstream, name, || {
+            // What is not there need not be removed.
+            for result in UPSTREAM_RESULTS {
+                let _ = all.upstream_requests.remove_label_values(&[name, result]);
+            }
+            for gauge in [
+                &all.upstream_active,
+                &all.upstream_up,
+                &all.upstream_ejected,
+            ] {
+                let _ = gauge.remove_label_values(&[name]);
+            }
+            for counter in [&all.upstream_ejections, &all.upstream_retries] {
+                let _ = counter.remove_label_values(&[name]);
+            }
+        });
     }
 }
 
@@ -199,17 +249,6 @@ impl Metrics {
     /// One attempt to reload the configuration. `result` is one of `ok`, `refused`.
     pub fn config_reload(&self, result: &str) {
         self.config_reloads.with_label_values(&[result]).inc();
-    }
-
-    /// Drops what was counted for a route that is no more.
-    pub fn forget_route(&self, route: &str) {
-        for method in METHODS {
-            for status in STATUS_CLASSES {
-                // Most of them never were.
-                let _ = self.requests.remove_label_values(&[route, method, status]);
-            }
-        }
-        let _ = self.request_duration.remove_label_values(&[route]);
     }
 
     /// The page, in the Prometheus text format 0.0.4.
@@ -450,5 +489,31 @@ mod tests {
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn rows_leave_the_page_with_the_last_who_uses_them() {
+        let has = |row: &str| metrics().render().unwrap().contains(row);
+        let old = RouteMetrics::new("rows-test");
+        old.observe("GET", 200, Duration::ZERO);
+        let new = RouteMetrics::new("rows-test");
+        drop(old);
+        new.observe("GET", 200, Duration::ZERO);
+        let row = r#"wasmwiz_requests_total{method="GET",route="rows-test",status="2xx"}"#;
+        assert!(has(&format!("{row} 2")));
+        // What a last request counts, nobody else removes.
+        drop(new);
+        assert!(!has("rows-test"));
+        let (old, new) = (
+            UpstreamMetrics::new("rows-up"),
+            UpstreamMetrics::new("rows-up"),
+        );
+        drop(old);
+        new.ok.inc();
+        assert!(has(
+            r#"wasmwiz_upstream_requests_total{result="ok",upstream="rows-up"} 1"#
+        ));
+        drop(new);
+        assert!(!has("rows-up"));
     }
 }
