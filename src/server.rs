@@ -185,10 +185,10 @@ impl Server {
 
         notify::ready();
         if let Some(predecessor) = self.predecessor.take() {
-            predecessor
-                .relieve()
-                .await
-                .context("relieving the gateway that ran before")?;
+            // It can only have ended by itself; this one serves in any case.
+            if let Err(error) = predecessor.relieve().await {
+                tracing::warn!(%error, "the gateway that ran before is gone already");
+            }
         }
         let handover = self.config.server.upgrade_socket.as_deref();
         let handover = handover.and_then(|path| {

@@ -277,15 +277,24 @@ fn target(target: &Target) -> String {
 
 /// The names alone: values may be secrets.
 fn edits(edits: &HeaderEdits, request: bool) -> String {
-    let (set, removed) = if request {
-        (&edits.request_set, &edits.request_remove)
+    let (removed, set, added) = if request {
+        (
+            &edits.request_remove,
+            &edits.request_set,
+            &edits.request_add,
+        )
     } else {
-        (&edits.response_set, &edits.response_remove)
+        (
+            &edits.response_remove,
+            &edits.response_set,
+            &edits.response_add,
+        )
     };
     let changes: Vec<String> = removed
         .iter()
         .map(|name| format!("remove {name}"))
         .chain(set.iter().map(|(name, _)| format!("set {name}")))
+        .chain(added.iter().map(|(name, _)| format!("add {name}")))
         .collect();
     if changes.is_empty() {
         "as they are".to_owned()

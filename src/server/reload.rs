@@ -67,6 +67,10 @@ impl Reloader {
     /// Waits for SIGHUP and for changes of the file, and takes over what comes; for ever.
     pub async fn run(mut self) {
         let mut watch = Watch::new(self.running.file.clone());
+        // Since the file was read, modules were compiled, which may have taken a while.
+        if self.running.loaded.config.server.reload_on_change && self.is_outdated() {
+            self.reload(Cause::Change).await;
+        }
         loop {
             let watches = self.running.loaded.config.server.reload_on_change;
             let cause = tokio::select! {
@@ -79,6 +83,15 @@ impl Reloader {
             };
             watch.mark();
             self.reload(cause).await;
+        }
+    }
+
+    /// Whether the file says something else than what is in use.
+    fn is_outdated(&self) -> bool {
+        let file = self.running.file.as_deref();
+        match Config::load(file, &config::process_variables()) {
+            Ok(loaded) => loaded.config != self.running.loaded.config,
+            Err(_) => true,
         }
     }
 

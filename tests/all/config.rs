@@ -23,7 +23,7 @@ fn example(name: &str) -> PathBuf {
 
 /// An example, the number of its routes, and the variables it asks for.
 type Example = (&'static str, usize, &'static [(&'static str, &'static str)]);
-const EXAMPLES: [Example; 5] = [
+const EXAMPLES: [Example; 6] = [
     ("proxy.yaml", 3, &[]),
     ("functions.yaml", 4, &[]),
     ("static-redirects.yaml", 5, &[]),
@@ -39,6 +39,7 @@ const EXAMPLES: [Example; 5] = [
         ],
     ),
     ("upstreams.yaml", 5, &[]),
+    ("browser.yaml", 3, &[]),
 ];
 
 #[test]
