@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use serde_json::json;
 use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::gateway::{Gateway, gateway};
@@ -14,17 +15,20 @@ async fn h2_upstream() -> String {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let Ok(mut connection) = h2::server::handshake(socket).await else {
-                    return;
-                };
-                while let Some(Ok((request, respond))) = connection.accept().await {
-                    tokio::spawn(answer(request, respond));
-                }
-            });
+            tokio::spawn(serve(socket));
         }
     });
     format!("http://{address}")
+}
+
+/// Serves one HTTP/2 connection of any kind.
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S) {
+    let Ok(mut connection) = h2::server::handshake(socket).await else {
+        return;
+    };
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        tokio::spawn(answer(request, respond));
+    }
 }
 
 async fn answer(request: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {

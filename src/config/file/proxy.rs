@@ -174,7 +174,8 @@ pub enum Protocol {
 pub enum Forwarded {
     /// `X-Forwarded-For`, `-Proto` and `-Host`.
     #[default]
-    XForwarded,
+    #[serde(rename = "x_forwarded")]
+    X,
     /// `Forwarded` (RFC 7239).
     Standard,
     Both,

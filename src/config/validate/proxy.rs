@@ -74,7 +74,7 @@ pub fn proxy(
             None => None,
         },
         forwarded: match proxy.forwarded {
-            file::Forwarded::XForwarded => Forwarded {
+            file::Forwarded::X => Forwarded {
                 x: true,
                 standard: false,
             },

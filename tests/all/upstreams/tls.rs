@@ -46,6 +46,10 @@ impl Authority {
 /// An upstream with this certificate, which mirrors requests; with `clients`, only for those that
 /// this authority knows.
 async fn tls_upstream(pair: &(String, String), clients: Option<&Authority>) -> String {
+    listen(pair, clients, "http/1.1").await
+}
+
+async fn listen(pair: &(String, String), clients: Option<&Authority>, alpn: &str) -> String {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let chain = vec![CertificateDer::from_pem_slice(pair.0.as_bytes()).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(pair.1.as_bytes()).unwrap();
@@ -60,7 +64,8 @@ async fn tls_upstream(pair: &(String, String), clients: Option<&Authority>) -> S
             builder.with_client_cert_verifier(verifier.build().unwrap())
         }
     };
-    let config = builder.with_single_cert(chain, key).unwrap();
+    let mut config = builder.with_single_cert(chain, key).unwrap();
+    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -68,8 +73,12 @@ async fn tls_upstream(pair: &(String, String), clients: Option<&Authority>) -> S
         while let Ok((socket, _)) = listener.accept().await {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                if let Ok(tls) = acceptor.accept(socket).await {
-                    serve(tls, Arc::new(mirror), Arc::new(AtomicUsize::new(0))).await;
+                match acceptor.accept(socket).await {
+                    Ok(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                        crate::grpc::serve(tls).await;
+                    }
+                    Ok(tls) => serve(tls, Arc::new(mirror), Arc::new(AtomicUsize::new(0))).await,
+                    Err(_) => {}
                 }
             });
         }
@@ -131,5 +140,52 @@ async fn certificates_are_verified_and_shown() {
                 "{path}: {status} {text}"
             );
         }
+    }
+}
+
+#[tokio::test]
+async fn http2_is_negotiated_and_checks_verify_as_requests_do() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let h2 = listen(&ours.issue("localhost"), Some(&ours), "h2").await;
+    let checked = tls_upstream(&ours.issue("localhost"), None).await;
+    let misled = tls_upstream(&theirs.issue("localhost"), None).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let ca = file("ca.pem", &ours.cert);
+    let (cert, key) = ours.issue("gateway.internal");
+    let (cert, key) = (file("client.crt", &cert), file("client.key", &key));
+    let check = json!({ "path": "/healthz", "interval": "100ms" });
+    let gateway = gateway()
+        .route(route(
+            "/h2",
+            json!({ "upstreams": [h2], "protocol": "http2",
+                "tls": { "ca": ca, "client_cert": cert, "client_key": key } }),
+        ))
+        .route(route(
+            "/checked",
+            json!({ "upstreams": [checked, misled], "tls": { "ca": ca }, "health_check": check }),
+        ))
+        .start();
+    let answer = gateway
+        .client()
+        .post(gateway.url("/h2"))
+        .body("echo")
+        .send();
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.headers()["x-target"], "/h2");
+    assert_eq!(answer.text().await.unwrap(), "echo");
+    for (upstream, up) in [(&checked, 1.0), (&misled, 0.0)] {
+        let name = format!("wasmwiz_upstream_up{{upstream=\"{upstream}\"}}");
+        crate::support::eventually(&name, async || {
+            (gateway.metric(&name).await == Some(up)).then_some(())
+        })
+        .await;
+    }
+    for _ in 0..4 {
+        assert_eq!(get(&gateway, "/checked").await.0, 200);
     }
 }
