@@ -109,7 +109,13 @@ async fn a_file_that_can_not_be_used_changes_nothing_and_says_why() {
         let health = operators_health(&gateway).await;
         let said = health["config"]["refused"]["reason"].as_str().unwrap();
         assert!(said.contains(reason), "{said}");
-        assert!(gateway.stderr().contains("the one in use stays"));
+        crate::support::eventually("it is in the log", async || {
+            gateway
+                .stderr()
+                .contains("the one in use stays")
+                .then_some(())
+        })
+        .await;
         assert_eq!(get(&gateway, "/here").await, (200, "still".into()));
         assert_eq!(get(&gateway, "/new").await.0, 404);
         gateway.write(&good);
