@@ -351,6 +351,9 @@ impl ProxyHttp for Gateway {
         if session.was_upgraded() {
             return Ok(());
         }
+        if end {
+            ctx.proxied.end_request();
+        }
         // Pingora's timeout is per read; the body as a whole has a deadline too.
         let timeout = ctx.plan.settings.timeouts.request_body;
         let deadline = *ctx.body_deadline.get_or_insert(ctx.started + timeout);
@@ -418,6 +421,7 @@ impl ProxyHttp for Gateway {
         upstream: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<()> {
+        ctx.proxied.begin_request();
         match (ctx.route(), proxy::proxy(ctx)) {
             (Some(route), Some(proxy)) => {
                 let member = ctx.member();

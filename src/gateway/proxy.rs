@@ -1,5 +1,6 @@
 //! `proxy` targets: which upstream, and what becomes of a try that fails.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
@@ -14,7 +15,7 @@ use super::{Ctx, Gateway, forward, websocket};
 use crate::failure::{Failure, code};
 use crate::route::{Proxy, Target};
 use crate::telemetry::metrics::metrics;
-use crate::upstream::{Balance, Failed, Group, HashOn, Lease, NoServer, Tries};
+use crate::upstream::{Balance, Failed, Group, HashOn, Lease, NoServer, Tries, Turn};
 
 /// What is known of a request while upstreams are tried.
 #[derive(Default)]
@@ -28,6 +29,8 @@ pub(super) struct Proxied {
     refusal: Option<Failure>,
     /// Whether this is a WebSocket's handshake that the route allows.
     pub websocket: bool,
+    /// Of the connection for a WebSocket: when its answer may be read.
+    turn: Option<Arc<Turn>>,
     /// The WebSocket, once the upstream has agreed.
     open: Option<Open>,
     /// The answer had a status that is tried again, and the try is paid for.
@@ -35,6 +38,20 @@ pub(super) struct Proxied {
 }
 
 impl Proxied {
+    /// The request is about to be written to the upstream.
+    pub fn begin_request(&self) {
+        if let Some(turn) = &self.turn {
+            turn.begin_request();
+        }
+    }
+
+    /// The end of the request's body is being passed on.
+    pub fn end_request(&self) {
+        if let Some(turn) = &self.turn {
+            turn.end_request();
+        }
+    }
+
     pub fn lease(&self) -> Option<&Lease> {
         self.lease.as_ref()
     }
@@ -108,7 +125,7 @@ impl Gateway {
                 ..
             }) = proxy(ctx)
         {
-            websocket::tether(&mut peer, *times);
+            ctx.proxied.turn = Some(websocket::tether(&mut peer, *times));
             peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
         }
         ctx.proxied.lease = Some(lease);

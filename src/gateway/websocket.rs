@@ -12,7 +12,7 @@ use pingora_proxy::Session;
 use crate::failure::{Failure, code};
 use crate::route::{Proxy, WebSocket};
 use crate::telemetry::metrics::metrics;
-use crate::upstream::Tether;
+use crate::upstream::{Tether, Turn};
 
 /// A WebSocket that is open, counted.
 pub(super) struct Open;
@@ -118,13 +118,15 @@ pub(super) fn check_agreed(session: &Session, response: &ResponseHeader) -> Resu
 
 /// Gives the connection its own limits: Pingora's timeouts look at one direction alone, and would end
 /// a socket on which only the other side speaks.
-pub(super) fn tether(peer: &mut HttpPeer, times: WebSocket) {
+pub(super) fn tether(peer: &mut HttpPeer, times: WebSocket) -> Arc<Turn> {
     let tether = Tether::new(times.idle_timeout, times.lifetime_max);
+    let turn = tether.turn();
     peer.options.read_timeout = None;
     // What ends as a plain answer is not kept: its socket has a lifetime.
     peer.group_key ^= tether.key();
     peer.options.custom_l4 = Some(Arc::new(tether));
     peer.options.set_http_version(1, 1);
+    turn
 }
 
 #[cfg(test)]

@@ -27,4 +27,4 @@ pub use settings::{
     Balance, Capacity, ClientFiles, Ejection, HashOn, HealthCheck, Probe, Protocol, Retries,
     SERVERS_MAX, Settings, TRIES_MAX, Tls, Weighted,
 };
-pub use tether::Tether;
+pub use tether::{Tether, Turn};

@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
@@ -183,7 +184,13 @@ pub fn template(server: &Server, settings: &Settings, tls: &Tls) -> HttpPeer {
 
 /// The template with an address.
 pub fn at(template: &HttpPeer, address: SocketAddr) -> HttpPeer {
+    /// Tells connections apart that serve one request each.
+    static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut peer = template.clone();
     peer._address = PeerAddress::Inet(address);
+    if peer.options.idle_timeout == Some(Duration::ZERO) {
+        // Pingora's pool would have it for a moment, which is enough for another request to take it.
+        peer.group_key ^= NEXT.fetch_add(1, Ordering::Relaxed).rotate_left(32);
+    }
     peer
 }

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,6 +23,46 @@ pub struct Tether {
     idle_timeout: Duration,
     lifetime_max: Duration,
     key: u64,
+    turn: Arc<Turn>,
+}
+
+/// Whose turn it is at the start of an exchange. Where a 101 has come before Pingora has taken note that
+/// the request (which has no body) is at its end, it takes that end for the upgraded connection's and
+/// closes it. So nothing is read until it has.
+#[derive(Debug, Default)]
+pub struct Turn(AtomicU8);
+
+const ANYONE: u8 = 0;
+const REQUEST: u8 = 1;
+const REQUEST_ENDED: u8 = 2;
+/// Reads that are put off at most, so that a mistake here costs no more than they do.
+const PUT_OFF_MAX: u32 = 1000;
+
+impl Turn {
+    /// The connection is there, and the request is about to be written.
+    pub fn begin_request(&self) {
+        self.0.store(REQUEST, Ordering::Relaxed);
+    }
+
+    /// The end of the request is on its way to the task that reads the answer.
+    pub fn end_request(&self) {
+        let _ =
+            self.0
+                .compare_exchange(REQUEST, REQUEST_ENDED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether to read now. After the end of the request one read is put off, which has the other half
+    /// of Pingora's `select!` looked at: that is where the end waits.
+    fn is_answers(&self) -> bool {
+        match self.0.load(Ordering::Relaxed) {
+            ANYONE => true,
+            REQUEST_ENDED => {
+                self.0.store(ANYONE, Ordering::Relaxed);
+                false
+            }
+            _ => false,
+        }
+    }
 }
 
 impl Tether {
@@ -31,7 +72,12 @@ impl Tether {
             idle_timeout,
             lifetime_max,
             key: NEXT.fetch_add(1, Ordering::Relaxed),
+            turn: Arc::default(),
         }
+    }
+
+    pub fn turn(&self) -> Arc<Turn> {
+        Arc::clone(&self.turn)
     }
 
     /// Different for each: a connection with an end of its own is not for the next request.
@@ -71,6 +117,8 @@ impl Connect for Tether {
             heard: now,
             ends: now + self.lifetime_max,
             alarm: Box::pin(tokio::time::sleep(self.idle_timeout.min(self.lifetime_max))),
+            turn: self.turn(),
+            put_off: 0,
         }))
         .into())
     }
@@ -86,6 +134,8 @@ struct Tethered<S = TcpStream> {
     heard: Instant,
     ends: Instant,
     alarm: Pin<Box<Sleep>>,
+    turn: Arc<Turn>,
+    put_off: u32,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Tethered<S> {
@@ -94,6 +144,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tethered<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.put_off < PUT_OFF_MAX && !self.turn.is_answers() {
+            self.put_off += 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let now = Instant::now();
         // The end comes also to a connection that always has something to say.
         if now >= self.ends {
@@ -165,8 +220,33 @@ mod tests {
             heard: now,
             ends: now + lifetime,
             alarm: Box::pin(tokio::time::sleep(idle.min(lifetime))),
+            turn: Arc::default(),
+            put_off: 0,
         };
         (tethered, other)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_there_early_waits_for_the_end_of_the_request() {
+        let (mut tethered, mut other) = pair(10, 1000);
+        let turn = Arc::clone(&tethered.turn);
+        let read = |tethered: &mut Tethered<DuplexStream>| {
+            let mut byte = [0; 1];
+            futures_util::FutureExt::now_or_never(tethered.read(&mut byte)).is_some()
+        };
+        other.write_all(b"abcd").await.unwrap();
+        assert!(read(&mut tethered), "while it connects, whatever TLS needs");
+        turn.end_request();
+        assert!(read(&mut tethered));
+        turn.begin_request();
+        assert!(!read(&mut tethered));
+        assert!(!read(&mut tethered));
+        turn.end_request();
+        assert!(!read(&mut tethered), "one poll for the end itself");
+        assert!(read(&mut tethered));
+        turn.begin_request();
+        // An end that never comes is not waited for without end.
+        assert!((0..=PUT_OFF_MAX).any(|_| read(&mut tethered)));
     }
 
     #[tokio::test(start_paused = true)]
