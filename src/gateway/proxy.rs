@@ -120,12 +120,9 @@ impl Gateway {
         };
         let mut peer = member.peer(address);
         if ctx.proxied.websocket
-            && let Some(Proxy {
-                websocket: Some(times),
-                ..
-            }) = proxy(ctx)
+            && let Some(times) = proxy(ctx).and_then(|proxy| proxy.websocket)
         {
-            ctx.proxied.turn = Some(websocket::tether(&mut peer, *times));
+            ctx.proxied.turn = Some(websocket::tether(&mut peer, times));
             peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
         }
         ctx.proxied.lease = Some(lease);
