@@ -16,7 +16,6 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pingora_core::apps::HttpServerOptions;
-use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server as PingoraServer, ShutdownSignal, ShutdownSignalWatch};
@@ -28,7 +27,7 @@ use tokio::sync::watch;
 use crate::api;
 use crate::auth::Authenticator;
 use crate::config::{Config, Loaded};
-use crate::gateway::connection::{ConnectionCap, Gate, HeadDeadline};
+use crate::gateway::connection::{ConnectionCaps, Gate, HeadDeadline};
 use crate::gateway::plan::{Parts, Plan};
 use crate::gateway::{BodyRoom, BuiltinMetrics, Gateway, Listener, Serves, Shared};
 use crate::limits::Limiter;
@@ -37,7 +36,7 @@ use crate::sandbox::{Call, Preparation, Sandbox, ShareKey, Stdout};
 use crate::store::Store;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::metrics;
-use crate::tls::{self, CertificateFiles, Certificates, TlsError};
+use crate::tls::{self, CertificateFiles, Terminator, TlsError};
 use crate::upstream;
 use reload::Reloader;
 use sockets::{OnSocket, Socket};
@@ -55,6 +54,9 @@ const DRAIN_IDLE: Duration = Duration::from_millis(500);
 const DRAIN_SETTLED: Duration = Duration::from_secs(1);
 /// Longest wait for the listeners to accept after the services were started.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections to the admin listener.
+const ADMIN_CONNECTIONS_MAX: usize = 256;
 
 /// Files that are asked for, at most, for the memory images of cached modules.
 const IMAGES_MAX: u64 = 8192;
@@ -143,12 +145,12 @@ impl Server {
             builtin_metrics: BuiltinMetrics::default(),
             body_room: BodyRoom::new(config.gateway.api_body_bytes_max),
         });
-        let certificates = listeners.iter().filter_map(|l| l.certificates.clone());
+        let terminators = listeners.iter().filter_map(|l| l.tls.clone()).collect();
         let reloader = Reloader {
             shared: Arc::clone(&shared),
             registry: registry.clone(),
             control_plane,
-            certificates: certificates.collect(),
+            terminators,
             running: configured,
             hangups,
         };
@@ -179,6 +181,7 @@ impl Server {
         let grace = self.config.server.shutdown_grace;
         let serving = self.start_pingora(listeners, stopped, grace)?;
         let background = self.start_background();
+        let certificates = tokio::spawn(tls::watch(self.reloader.terminators.clone()));
         let reloads = tokio::spawn(self.reloader.run());
         wait_until_accepting(&addresses).await?;
         tracing::info!(addresses = ?addresses, environment = %format!("{:?}", self.config.environment).to_lowercase(), version = env!("CARGO_PKG_VERSION"), "the gateway is ready");
@@ -202,6 +205,7 @@ impl Server {
         let by = stop::stop(handover.as_ref()).await?;
         tracing::info!(signal = by.name(), "shutting down");
         reloads.abort();
+        certificates.abort();
         successors.abort();
         // With a successor the service goes on: neither those who ask for its health nor systemd must
         // think that it stops.
@@ -238,12 +242,19 @@ impl Server {
         };
         let mut server = PingoraServer::new_with_opt_and_conf(Opt::default(), conf);
         server.bootstrap();
-        let cap = ConnectionCap::new(self.config.gateway.bounds.connections_max);
-        for bound in listeners {
+        let bounds = &self.config.gateway.bounds;
+        let caps = ConnectionCaps::new(bounds.connections_max, bounds.connections_per_address_max);
+        // Operators get in while the public listeners are full.
+        let admin = ConnectionCaps::new(ADMIN_CONNECTIONS_MAX, u32::MAX);
+        for (listener, bound) in listeners.into_iter().enumerate() {
             let Some(socket) = bound.socket else {
                 bail!("the listener on {} has no socket", bound.address);
             };
-            let service = self.service(&server, &cap, bound);
+            let caps = match bound.serves {
+                Serves::Admin { .. } => &admin,
+                Serves::Everything | Serves::Redirect { .. } => &caps,
+            };
+            let service = self.service(&server, caps, listener, bound);
             server.add_service(OnSocket { service, socket });
         }
         std::thread::Builder::new()
@@ -259,7 +270,8 @@ impl Server {
     fn service(
         &self,
         server: &PingoraServer,
-        cap: &ConnectionCap,
+        caps: &ConnectionCaps,
+        listener: usize,
         bound: Bound,
     ) -> Service<Gate<HeadDeadline<pingora_proxy::HttpProxy<Gateway>>>> {
         let settings = &self.config.gateway;
@@ -267,10 +279,12 @@ impl Server {
         let gateway = Gateway {
             shared: Arc::clone(&self.shared),
             serves: bound.serves,
+            listener,
         };
         let mut proxy = http_proxy(&server.configuration, gateway);
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(settings.timeouts.keepalive);
+        options.keepalive_request_limit = Some(settings.bounds.requests_per_connection_max - 1);
         proxy.server_options = Some(options);
         proxy.h2_options = Some(h2_options(settings));
         let head = HeadDeadline {
@@ -281,10 +295,10 @@ impl Server {
         };
         let gate = Gate {
             app: Arc::new(head),
-            cap: cap.clone(),
+            shared: Arc::clone(&self.shared),
+            caps: caps.clone(),
             tls: bound.tls,
-            handshake_timeout: settings.timeouts.tls_handshake,
-            preface_timeout: settings.timeouts.request_head,
+            proxy_protocol: bound.proxy_protocol,
         };
         let mut service = Service::new(format!("listener {}", bound.address), gate);
         service.add_tcp(&bound.address.to_string());
@@ -357,23 +371,24 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<Bound>> {
         bound.push(match listener {
             Listener::Https {
                 address,
-                certificates,
+                files,
+                proxy_protocol,
             } => {
-                make_development_certificates(certificates)
+                make_development_certificates(&files.certificates)
                     .context("making the development certificate")?;
-                let loaded = Arc::new(Certificates::load(certificates)?);
-                let tls = tls::server_config(Arc::clone(&loaded))?;
+                let terminator = Terminator::new(address.to_string(), files.clone())?;
                 Bound {
                     address: *address,
                     serves: Serves::Everything,
                     socket: None,
-                    tls: Some(Acceptor::from_server_config(Arc::new(tls))),
-                    certificates: Some(loaded),
+                    tls: Some(Arc::new(terminator)),
+                    proxy_protocol: *proxy_protocol,
                 }
             }
             Listener::HttpRedirect {
                 address,
                 https_port,
+                proxy_protocol,
             } => Bound {
                 address: *address,
                 serves: Serves::Redirect {
@@ -381,14 +396,17 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<Bound>> {
                 },
                 socket: None,
                 tls: None,
-                certificates: None,
+                proxy_protocol: *proxy_protocol,
             },
-            Listener::Http { address } => Bound {
+            Listener::Http {
+                address,
+                proxy_protocol,
+            } => Bound {
                 address: *address,
                 serves: Serves::Everything,
                 socket: None,
                 tls: None,
-                certificates: None,
+                proxy_protocol: *proxy_protocol,
             },
         });
     }
@@ -399,7 +417,7 @@ fn listeners(config: &Config) -> anyhow::Result<Vec<Bound>> {
             serves: Serves::Admin { metrics_path },
             socket: None,
             tls: None,
-            certificates: None,
+            proxy_protocol: false,
         });
     }
     if bound.is_empty() {
@@ -423,9 +441,8 @@ struct Bound {
     serves: Serves,
     /// Open once nothing else is wrong.
     socket: Option<Socket>,
-    tls: Option<Acceptor>,
-    /// What `tls` chooses from.
-    certificates: Option<Arc<Certificates>>,
+    tls: Option<Arc<Terminator>>,
+    proxy_protocol: bool,
 }
 
 /// Tells Pingora when to stop: the signals are ours.

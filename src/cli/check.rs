@@ -17,7 +17,7 @@ use crate::config::{self, Config, Loaded, Path, Problem};
 use crate::gateway::Listener;
 use crate::route::{ModuleSource, Route, Target};
 use crate::sandbox::{self, Files};
-use crate::tls::CertificateFiles;
+use crate::tls::{self, CertificateFiles};
 use crate::upstream;
 
 /// A certificate that ends sooner than this is worth a warning.
@@ -184,11 +184,21 @@ impl Findings<'_> {
                 .listeners
                 .iter()
                 .filter_map(|listener| match listener {
-                    Listener::Https { certificates, .. } => Some(certificates),
+                    Listener::Https { files, .. } => Some(files),
                     Listener::HttpRedirect { .. } | Listener::Http { .. } => None,
                 });
-        for (index, certificates) in https.enumerate() {
-            for (number, files) in certificates.iter().enumerate() {
+        for (index, listener) in https.enumerate() {
+            if let Some(clients) = &listener.clients
+                && let Err(error) = tls::inspect_clients(clients)
+            {
+                let path = at.index(index).key("client_certificates").key("ca");
+                self.problem(
+                    &path,
+                    error,
+                    "name a PEM file with the authorities' certificates",
+                );
+            }
+            for (number, files) in listener.certificates.iter().enumerate() {
                 self.certificate(
                     files,
                     &at.index(index).key("certificates").index(number),
@@ -229,9 +239,11 @@ impl Findings<'_> {
             return;
         };
         self.validity(&files.cert, &chain, &at.key("cert"), now);
-        if let Some(key) = key
-            && let Err(error) =
-                CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
+        let Some(key) = key else {
+            return;
+        };
+        if let Err(error) =
+            CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
         {
             let message = match error {
                 rustls::Error::InconsistentKeys(_) => {
@@ -248,6 +260,11 @@ impl Findings<'_> {
                 message,
                 "use the key that the certificate was requested with",
             );
+        } else if files.ocsp.is_some()
+            && let Err(error) = tls::inspect(files)
+        {
+            let hint = "fetch a new one from the authority, in DER";
+            self.problem(&at.key("ocsp"), error, hint);
         }
     }
 

@@ -292,6 +292,7 @@ impl<'a> Over<'a> {
                     https.certificates = vec![Certificate {
                         cert,
                         key,
+                        ocsp: None,
                         development: false,
                     }];
                     let path = Path::from("server.https").index(index).key("certificates");

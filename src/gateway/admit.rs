@@ -24,6 +24,9 @@ impl Gateway {
         route: &Route,
         route_key: RouteKey,
     ) -> Result<(), Stop> {
+        if !route.access.permits(ctx.client) {
+            return Err(denied("route").into());
+        }
         match route.auth {
             Auth::None => {}
             Auth::Key => {
@@ -127,6 +130,12 @@ impl Gateway {
         );
         Err(failure.retry_after(retry_after).into())
     }
+}
+
+/// A client whose address may not come in. `by` is the list that says so.
+pub(super) fn denied(by: &str) -> Failure {
+    metrics().address_denied(by);
+    Failure::forbidden("this address may not come in")
 }
 
 /// Only the headers that authentication looks at.

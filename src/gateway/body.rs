@@ -7,14 +7,17 @@ use http::{StatusCode, header};
 use pingora_core::Error;
 use pingora_proxy::Session;
 
+use super::Settings;
 use crate::failure::Failure;
 
 /// What a body may cost.
 #[derive(Clone, Copy)]
 pub(super) struct BodyLimit {
     pub bytes_max: u64,
-    /// For the whole body, from the end of the head.
+    /// For the whole body, from the end of the head, besides what its size takes.
     pub timeout: Duration,
+    /// Bytes a second at which a body may come in for as long as it likes.
+    pub rate_min: u64,
 }
 
 impl BodyLimit {
@@ -25,13 +28,29 @@ impl BodyLimit {
         ))
     }
 
+    /// The limits of a body of up to so many bytes.
+    pub(super) fn new(settings: &Settings, bytes_max: u64) -> BodyLimit {
+        BodyLimit {
+            bytes_max,
+            timeout: settings.timeouts.request_body,
+            rate_min: settings.bounds.body_rate_min,
+        }
+    }
+
+    /// How much longer a body may take because so many bytes of it came in.
+    pub(super) fn time_for(&self, bytes: u64) -> Duration {
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.rate_min.max(1));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
     pub(super) fn too_slow(&self) -> Failure {
         Failure::new(
             StatusCode::REQUEST_TIMEOUT,
             "request_timeout",
             format!(
-                "the request body did not arrive within {} s",
-                self.timeout.as_secs_f32()
+                "the request body did not arrive within {} s and what its size takes at {} bytes a second",
+                self.timeout.as_secs_f32(),
+                self.rate_min
             ),
         )
     }
@@ -108,5 +127,23 @@ pub(super) async fn gone(session: &mut Session, patience: Duration) -> Box<Error
             Ok(_) => {}
             Err(error) => return error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_has_time_for_its_size() {
+        let limit = BodyLimit {
+            bytes_max: u64::MAX,
+            timeout: Duration::from_secs(60),
+            rate_min: 1024,
+        };
+        assert_eq!(limit.time_for(0), Duration::ZERO);
+        assert_eq!(limit.time_for(512), Duration::from_millis(500));
+        assert_eq!(limit.time_for(10 * 1024), Duration::from_secs(10));
+        assert!(limit.time_for(u64::MAX) > Duration::from_secs(3600));
     }
 }

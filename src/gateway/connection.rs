@@ -1,93 +1,88 @@
-//! What happens to a connection before a request exists: caps, TLS, and the deadlines that Pingora
-//! does not have.
+//! What happens to a connection before a request exists: caps, TLS, the checks of what comes in, and
+//! the deadlines that Pingora does not have.
 //!
 //! Pingora's timeouts are per read, so a client that sends a byte a second stays for ever, and so
 //! does one that negotiates HTTP/2 and then says nothing. The wrappers here close both gaps.
 
-use std::future::Future;
-use std::io;
-use std::pin::Pin;
+mod caps;
+mod client_stream;
+mod facts;
+mod frames;
+mod framing;
+mod proxy_header;
+
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
-use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::H2Options;
 use pingora_core::protocols::raw_connect::ProxyDigest;
-use pingora_core::protocols::tls::{SslDigest, TlsRef};
-use pingora_core::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID, UniqueIDType, l4,
-};
+use pingora_core::protocols::{ALPN, GetSocketDigest, Stream, l4};
 use pingora_core::server::ShutdownWatch;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::sync::watch;
 
+use super::client_address::is_trusted;
+use super::{Settings, Shared};
 use crate::telemetry::metrics::metrics;
+use crate::tls::{ClientCertificate, Terminator};
+pub use caps::ConnectionCaps;
+use client_stream::{ClientStream, Http1, Http2, Protocol};
+pub(super) use facts::{Facts, OnConnection, count_request, facts};
+pub(super) use framing::Refusal;
 
 tokio::task_local! {
-    /// Set once the request's head has been read whole.
-    static HEAD_READ: Arc<AtomicBool>;
+    /// How far the HTTP/1 request is that this task works on.
+    static PROGRESS: Arc<Progress>;
+}
+
+#[derive(Default)]
+struct Progress {
+    /// The request's head has been read whole.
+    head_read: AtomicBool,
+    /// The answer switches to another protocol (101).
+    switched: AtomicBool,
 }
 
 /// Says that the head of the request handled by this task has been read.
 pub(super) fn mark_head_read() {
     // Outside of a connection task (HTTP/2 streams) there is no deadline to stop.
-    let _ = HEAD_READ.try_with(|read| read.store(true, Ordering::Relaxed));
+    let _ = PROGRESS.try_with(|progress| progress.head_read.store(true, Ordering::Relaxed));
+}
+
+/// Says that what follows on this connection is not HTTP any more. To be called before the client is told.
+pub(super) fn mark_switched() {
+    let _ = PROGRESS.try_with(|progress| progress.switched.store(true, Ordering::Relaxed));
+}
+
+fn head_is_read() -> bool {
+    PROGRESS
+        .try_with(|progress| progress.head_read.load(Ordering::Relaxed))
+        .unwrap_or(true)
+}
+
+fn is_switched() -> bool {
+    PROGRESS
+        .try_with(|progress| progress.switched.load(Ordering::Relaxed))
+        .unwrap_or(false)
 }
 
 /// Left on a connection that goes on to its next request.
 pub(super) struct Reused;
 
-/// Counts connections over all listeners and refuses those over the cap.
-#[derive(Clone)]
-pub struct ConnectionCap {
-    open: Arc<AtomicUsize>,
-    max: usize,
-}
-
-struct Open(Arc<AtomicUsize>);
-
-impl ConnectionCap {
-    pub fn new(max: usize) -> ConnectionCap {
-        ConnectionCap {
-            open: Arc::default(),
-            max,
-        }
-    }
-
-    fn open(&self) -> Option<Open> {
-        let before = self.open.fetch_add(1, Ordering::Relaxed);
-        metrics().connections.inc();
-        let open = Open(Arc::clone(&self.open));
-        if before >= self.max {
-            metrics().connections_refused.inc();
-            return None;
-        }
-        Some(open)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-        metrics().connections.dec();
-    }
-}
-
 /// The outermost application of a listener, called once per connection.
 pub struct Gate<A> {
     pub app: Arc<A>,
-    pub cap: ConnectionCap,
+    pub shared: Arc<Shared>,
+    pub caps: ConnectionCaps,
     /// Terminates TLS here rather than in Pingora's listener, where the handshake's timeout is
     /// fixed and the `ServerConfig` is out of reach.
-    pub tls: Option<Acceptor>,
-    pub handshake_timeout: Duration,
-    pub preface_timeout: Duration,
+    pub tls: Option<Arc<Terminator>>,
+    /// Whether each connection begins with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
 }
 
 #[async_trait]
@@ -97,21 +92,39 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let _open = self.cap.open()?;
-        let stream = match &self.tls {
-            None => stream,
-            Some(acceptor) => self.handshake(acceptor, stream).await?,
+        let mut open = self.caps.open()?;
+        let mut tcp: Box<l4::stream::Stream> = stream.into_any().downcast().ok()?;
+        let plan = self.shared.plan.load_full();
+        let settings = &plan.settings;
+        let mut facts = self.learn(&mut tcp, settings).await?;
+        // All clients of a trusted proxy come from its address.
+        if let Some(source) = canonical(facts.source())
+            && !is_trusted(Some(source), settings)
+            && !open.count_for(source)
+        {
+            return None;
+        }
+        let io: Stream = match &self.tls {
+            None => tcp,
+            Some(terminator) => {
+                let timeout = settings.timeouts.tls_handshake;
+                let io = handshake(terminator, *tcp, timeout).await?;
+                facts.certificate = io.get_ssl().and_then(ClientCertificate::of);
+                io
+            }
         };
-        let stream = if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            Box::new(Preface {
-                io: stream,
-                read: 0,
-                deadline: Some(Box::pin(tokio::time::sleep(self.preface_timeout))),
-            })
+        let facts = facts.packed()?;
+        if matches!(io.selected_alpn_proto(), Some(ALPN::H2)) {
+            self.http2(io, facts, settings, shutdown).await
         } else {
-            stream
-        };
-        self.app.process_new(stream, shutdown).await
+            let protocol = Protocol::Http1(Http1::new(Arc::clone(&self.shared), &settings.bounds));
+            let stream = Box::new(ClientStream {
+                io,
+                facts,
+                protocol,
+            });
+            self.app.process_new(stream, shutdown).await
+        }
     }
 
     async fn cleanup(&self) {
@@ -119,24 +132,111 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
     }
 }
 
-impl<A> Gate<A> {
-    async fn handshake(&self, acceptor: &Acceptor, stream: Stream) -> Option<Stream> {
-        let tcp: Box<l4::stream::Stream> = stream.into_any().downcast().ok()?;
-        match tokio::time::timeout(self.handshake_timeout, acceptor.tls_handshake(*tcp)).await {
-            Ok(Ok(stream)) => {
-                metrics().tls_handshake("ok");
-                Some(Box::new(stream))
+impl<A: ServerApp + Send + Sync + 'static> Gate<A> {
+    /// Where the connection comes from. `None` ends it: where a load balancer has to say it, only one
+    /// that is trusted may, in time and in good form.
+    async fn learn(&self, tcp: &mut l4::stream::Stream, settings: &Settings) -> Option<Facts> {
+        let digest = tcp.get_socket_digest();
+        let peer = digest.and_then(|digest| digest.peer_addr()?.as_inet().copied());
+        if !self.proxy_protocol {
+            return Some(Facts::new(peer, None));
+        }
+        let header = async {
+            if !is_trusted(canonical(peer), settings) {
+                return Err(std::io::ErrorKind::PermissionDenied.into());
             }
-            Ok(Err(error)) => {
-                metrics().tls_handshake("failed");
-                tracing::debug!(%error, "TLS handshake failed");
-                None
-            }
-            Err(_) => {
-                metrics().tls_handshake("timeout");
+            let header = proxy_header::read(tcp);
+            tokio::time::timeout(settings.timeouts.request_head, header).await?
+        };
+        match header.await {
+            Ok(proxied) => Some(Facts::new(peer, proxied)),
+            Err(error) => {
+                metrics().connection_refused("proxy_header");
+                tracing::debug!(%error, ?peer, "a connection without a PROXY protocol header to believe");
                 None
             }
         }
+    }
+
+    /// Serves a connection until it ends; tells the client to go (GOAWAY) when it has had all the
+    /// requests it may, or when the gateway stops.
+    async fn http2(
+        &self,
+        io: Stream,
+        facts: Arc<ProxyDigest>,
+        settings: &Settings,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let http2 = Http2::new(
+            settings.bounds.h2_resets_per_second_max,
+            settings.timeouts.request_head,
+        );
+        let stream = Box::new(ClientStream {
+            io,
+            facts: Arc::clone(&facts),
+            protocol: Protocol::Http2(http2),
+        });
+        let (tell, told) = watch::channel(*shutdown.borrow());
+        let mut shutdown = shutdown.clone();
+        let work = self.app.process_new(stream, &told);
+        tokio::pin!(work);
+        tokio::select! {
+            biased;
+            left = &mut work => return left,
+            _ = shutdown.changed() => {
+                tell.send_replace(true);
+                return work.await;
+            }
+            () = spent(&facts) => {
+                tell.send_replace(true);
+            }
+        }
+        // Pingora would wait for the client to close. One that has nothing more to get is not awaited.
+        loop {
+            tokio::select! {
+                biased;
+                left = &mut work => return left,
+                () = tokio::time::sleep(settings.timeouts.keepalive) => {
+                    if Facts::of(&facts).is_none_or(Facts::is_idle) {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn canonical(address: Option<SocketAddr>) -> Option<IpAddr> {
+    address.map(|address| address.ip().to_canonical())
+}
+
+async fn handshake(
+    terminator: &Terminator,
+    tcp: l4::stream::Stream,
+    timeout: Duration,
+) -> Option<Stream> {
+    let acceptor = terminator.acceptor();
+    match tokio::time::timeout(timeout, acceptor.tls_handshake(tcp)).await {
+        Ok(Ok(stream)) => {
+            metrics().tls_handshake("ok");
+            Some(Box::new(stream))
+        }
+        Ok(Err(error)) => {
+            metrics().tls_handshake("failed");
+            tracing::debug!(%error, "TLS handshake failed");
+            None
+        }
+        Err(_) => {
+            metrics().tls_handshake("timeout");
+            None
+        }
+    }
+}
+
+async fn spent(facts: &ProxyDigest) {
+    match Facts::of(facts) {
+        Some(facts) => facts.spent().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -169,9 +269,9 @@ impl<P: HttpServerApp + Send + Sync + 'static> HttpServerApp for HeadDeadline<P>
         } else {
             self.timeout
         };
-        let read = Arc::new(AtomicBool::new(false));
-        let work = HEAD_READ.scope(
-            Arc::clone(&read),
+        let progress = Arc::<Progress>::default();
+        let work = PROGRESS.scope(
+            Arc::clone(&progress),
             self.inner.process_new_http(session, shutdown),
         );
         tokio::pin!(work);
@@ -180,7 +280,7 @@ impl<P: HttpServerApp + Send + Sync + 'static> HttpServerApp for HeadDeadline<P>
             reused = &mut work => return reused,
             () = tokio::time::sleep(timeout) => {}
         }
-        if read.load(Ordering::Relaxed) {
+        if progress.head_read.load(Ordering::Relaxed) {
             work.await
         } else {
             None
@@ -198,130 +298,5 @@ impl<P: HttpServerApp + Send + Sync + 'static> HttpServerApp for HeadDeadline<P>
     async fn http_cleanup(&self) {
         tokio::time::sleep(self.drain).await;
         self.inner.http_cleanup().await;
-    }
-}
-
-/// Bytes of the HTTP/2 connection preface (RFC 9113 section 3.4).
-const PREFACE_BYTES: usize = 24;
-
-/// Fails reads until the client has sent the whole preface in time: Pingora awaits it without a
-/// timeout.
-#[derive(Debug)]
-struct Preface {
-    io: Stream,
-    read: usize,
-    deadline: Option<Pin<Box<Sleep>>>,
-}
-
-impl AsyncRead for Preface {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.io).poll_read(cx, buf);
-        self.read = self.read.saturating_add(buf.filled().len() - before);
-        if self.read >= PREFACE_BYTES {
-            self.deadline = None;
-        }
-        if result.is_ready() {
-            return result;
-        }
-        if let Some(deadline) = self.deadline.as_mut() {
-            ready!(deadline.as_mut().poll(cx));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Poll::Pending
-    }
-}
-
-impl AsyncWrite for Preface {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-}
-
-#[async_trait]
-impl Shutdown for Preface {
-    async fn shutdown(&mut self) {
-        Shutdown::shutdown(&mut *self.io).await;
-    }
-}
-
-impl UniqueID for Preface {
-    fn id(&self) -> UniqueIDType {
-        self.io.id()
-    }
-}
-
-impl Ssl for Preface {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.io.get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.io.get_ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.io.selected_alpn_proto()
-    }
-}
-
-impl GetTimingDigest for Preface {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.io.get_timing_digest()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.io.get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.io.get_write_pending_time()
-    }
-}
-
-impl GetProxyDigest for Preface {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.io.get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for Preface {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.io.get_socket_digest()
-    }
-}
-
-#[async_trait]
-impl Peek for Preface {
-    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        self.io.try_peek(buf).await
     }
 }

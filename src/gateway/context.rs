@@ -10,6 +10,7 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use super::compress::Encoder;
+use super::connection::{self, OnConnection};
 use super::plan::Plan;
 use super::proxy::Proxied;
 use crate::auth::Principal;
@@ -40,8 +41,6 @@ pub struct Ctx {
     pub(super) guest: Option<(&'static str, Usage)>,
     pub(super) failure: Option<&'static str>,
     pub(super) proxied: Proxied,
-    /// When the whole request body must have arrived.
-    pub(super) body_deadline: Option<Instant>,
     /// The route whose rules for pages of other origins hold for the answer: that which was found, or
     /// would be with another method.
     pub(super) cors_route: Option<u32>,
@@ -51,6 +50,8 @@ pub struct Ctx {
     pub(super) encoder: Option<Encoder>,
     /// Request body bytes passed on.
     pub(super) body_bytes: u64,
+    /// Of HTTP/2 only.
+    pub(super) on_connection: Option<OnConnection>,
     _active: Active,
 }
 
@@ -101,11 +102,11 @@ impl Ctx {
             guest: None,
             failure: None,
             proxied: Proxied::default(),
-            body_deadline: None,
             cors_route: None,
             is_preflight: false,
             encoder: None,
             body_bytes: 0,
+            on_connection: None,
             _active: Active::new(),
         }
     }
@@ -169,6 +170,7 @@ impl Gateway {
             .response_written()
             .map_or(0, |head| head.status.as_u16());
         let duration = ctx.started.elapsed();
+        let certificate = connection::facts(session).and_then(|facts| facts.certificate.as_ref());
         let head = session.req_header();
         route_metrics.observe(head.method.as_str(), status, duration);
         // A failure is worth its line even where ordinary requests have none.
@@ -194,6 +196,7 @@ impl Gateway {
                     status,
                     duration_us = duration.as_micros() as u64,
                     bytes_out = session.body_bytes_sent(),
+                    client_subject = certificate.map(|c| c.subject.as_str()),
                     key_id = key_id.map(tracing::field::display),
                     code = ctx.failure,
                     guest,

@@ -59,10 +59,8 @@ impl Gateway {
     ) -> Result<(), Stop> {
         self.identify(session, ctx).await?;
         self.take_tier_token(ctx)?;
-        let limit = BodyLimit {
-            bytes_max: ctx.plan.settings.api_body_bytes_max,
-            timeout: ctx.plan.settings.timeouts.request_body,
-        };
+        let settings = &ctx.plan.settings;
+        let limit = BodyLimit::new(settings, settings.api_body_bytes_max);
         limit.check_announced(session)?;
         let (chunks, received) = mpsc::channel(CHUNKS_AHEAD);
         let request = request(session, ctx, received)?;
@@ -218,7 +216,7 @@ async fn serve(
     limit: BodyLimit,
     place: &Place,
 ) -> Result<Answer, Stop> {
-    let deadline = tokio::time::Instant::now() + limit.timeout;
+    let begun = tokio::time::Instant::now();
     let mut read: u64 = 0;
     let mut chunks = Some(chunks);
     if session.as_downstream_mut().is_body_empty() {
@@ -228,6 +226,7 @@ async fn serve(
         body::invite(session).await?;
     }
     while let Some(sender) = &chunks {
+        let deadline = begun + limit.timeout + limit.time_for(read);
         tokio::select! {
             biased;
             answer = &mut running.0 => return joined(answer),

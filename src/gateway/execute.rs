@@ -52,10 +52,8 @@ impl Gateway {
             files,
         } = program;
         let settings = &ctx.plan.settings;
-        let limit = BodyLimit {
-            bytes_max: limits.body_bytes_max.unwrap_or(settings.body_bytes_max),
-            timeout: settings.timeouts.request_body,
-        };
+        let bytes_max = limits.body_bytes_max.unwrap_or(settings.body_bytes_max);
+        let limit = BodyLimit::new(settings, bytes_max);
         let share = share(ctx);
         let input = feed::open(session, limit, self.shared.body_room.place(share)).await?;
         let (args, env) = args_and_env(session, ctx, execute, input.length)?;

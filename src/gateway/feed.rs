@@ -152,7 +152,9 @@ impl Feed {
             return Err(self.limit.too_slow().into());
         };
         let chunk = chunk?;
-        self.received_bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        let came = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        self.received_bytes += came;
+        self.left = self.left.saturating_add(self.limit.time_for(came));
         if self.received_bytes > self.limit.bytes_max {
             return Err(self.limit.too_large().into());
         }

@@ -7,6 +7,7 @@
 mod admit;
 mod body;
 mod builtin;
+mod client_address;
 mod compress;
 pub mod connection;
 mod context;
@@ -42,6 +43,7 @@ use crate::route::{self, Found, Redirect, Respond, Target};
 use crate::sandbox::Sandbox;
 use crate::telemetry::health::{Health, Probe};
 use crate::telemetry::metrics::RouteMetrics;
+use body::BodyLimit;
 pub use compress::Compression;
 pub use context::Ctx;
 use context::HandledBy;
@@ -49,7 +51,7 @@ use execute::Program;
 use plan::{Plan, Service};
 use respond::Stop;
 pub use room::BodyRoom;
-pub use settings::{Bounds, Listener, Serves, Settings, Timeouts};
+pub use settings::{Bounds, ClientAddressHeader, Listener, Serves, Settings, Timeouts};
 
 /// What all listeners share.
 pub struct Shared {
@@ -91,6 +93,8 @@ impl Default for BuiltinMetrics {
 pub struct Gateway {
     pub shared: Arc<Shared>,
     pub serves: Serves,
+    /// Its place in `Settings::listener_access`.
+    pub listener: usize,
 }
 
 /// What a path asks for.
@@ -125,7 +129,10 @@ impl Gateway {
     async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
         let head = session.req_header();
         request::check_head(head, &ctx.plan.settings.bounds)?;
-        request::check_framing(session)?;
+        let access = ctx.plan.settings.listener_access.get(self.listener);
+        if access.is_some_and(|access| !access.permits(ctx.client)) {
+            return Err(admit::denied("listener").into());
+        }
         if head.uri.path() == "*" {
             // The server as a whole is asked for (RFC 9112 section 3.2.4).
             if head.method != Method::OPTIONS {
@@ -214,11 +221,8 @@ impl Gateway {
             }
             (Target::Proxy(proxy), Service::Upstreams(_)) => {
                 self.prepare_proxy(session, ctx, proxy)?;
-                body::BodyLimit {
-                    bytes_max: plan.body_bytes_max(route),
-                    timeout: plan.settings.timeouts.request_body,
-                }
-                .check_announced(session)?;
+                let bytes_max = plan.body_bytes_max(route);
+                BodyLimit::new(&plan.settings, bytes_max).check_announced(session)?;
                 return Ok(Next::Upstream);
             }
             (Target::Redirect(redirect), _) => self.redirect(session, ctx, redirect).await?,
@@ -295,14 +299,23 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<()> {
+        request::use_origin_form(session.req_header_mut());
         let settings = &ctx.plan.settings;
-        let peer = request::peer(session);
+        let peer = connection::facts(session).and_then(connection::Facts::source);
+        if session.as_downstream().is_http2() {
+            let most = settings.bounds.requests_per_connection_max;
+            ctx.on_connection = connection::count_request(session, most);
+        }
         ctx.peer = peer.map(|a| a.ip().to_canonical());
         ctx.peer_port = peer.map_or(0, |a| a.port());
-        ctx.peer_trusted = request::is_trusted(ctx.peer, settings);
+        ctx.peer_trusted = client_address::is_trusted(ctx.peer, settings);
         let headers = &session.req_header().headers;
-        ctx.client = request::client(ctx.peer, headers, settings);
+        ctx.client = client_address::client(ctx.peer, headers, settings);
         ctx.request_id = request::request_id(headers, ctx.peer_trusted);
+
+        if let Some(name) = &settings.client_certificate_header {
+            request::name_client(session, name)?;
+        }
 
         session.set_write_timeout(Some(settings.timeouts.write));
         session.set_read_timeout(Some(settings.timeouts.request_body));
@@ -354,9 +367,13 @@ impl ProxyHttp for Gateway {
         if end {
             ctx.proxied.end_request();
         }
+        let max = ctx
+            .route()
+            .map_or(0, |route| ctx.plan.body_bytes_max(route));
+        let limit = BodyLimit::new(&ctx.plan.settings, max);
+        ctx.body_bytes += body.as_ref().map_or(0, |b| b.len() as u64);
         // Pingora's timeout is per read; the body as a whole has a deadline too.
-        let timeout = ctx.plan.settings.timeouts.request_body;
-        let deadline = *ctx.body_deadline.get_or_insert(ctx.started + timeout);
+        let deadline = ctx.started + limit.timeout + limit.time_for(ctx.body_bytes);
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() && !end {
             return Error::e_explain(
@@ -367,10 +384,6 @@ impl ProxyHttp for Gateway {
         if !session.is_upgrade_req() {
             session.set_read_timeout(Some(left.max(Duration::from_millis(1))));
         }
-        ctx.body_bytes += body.as_ref().map_or(0, |b| b.len() as u64);
-        let max = ctx
-            .route()
-            .map_or(0, |route| ctx.plan.body_bytes_max(route));
         if ctx.body_bytes > max {
             return Error::e_explain(
                 ErrorType::HTTPStatus(413),
@@ -446,6 +459,9 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<()> {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            connection::mark_switched();
+        }
         self.finish_head(session, ctx, response)?;
         // Of HTTP/2 upstreams the end of a body is not always seen here.
         if response.version != Version::HTTP_2 {

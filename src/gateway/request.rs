@@ -1,16 +1,17 @@
 //! What is checked and learned of a request's head before anything acts on it.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 
-use http::{HeaderMap, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
+use pingora_core::Error;
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use uuid::Uuid;
 
-use super::{Bounds, Settings};
+use super::Bounds;
+use super::connection::Refusal;
 use crate::failure::Failure;
-use crate::route::{Network, normalize_host};
+use crate::route::normalize_host;
 
 /// The methods that are answered anywhere.
 pub(super) const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
@@ -21,14 +22,7 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// (RFC 9112 sections 3.2 and 6.3).
 pub(super) fn check_head(head: &RequestHeader, bounds: &Bounds) -> Result<(), Failure> {
     if head.raw_path().len() > bounds.uri_bytes_max {
-        return Err(Failure::new(
-            StatusCode::URI_TOO_LONG,
-            "uri_too_long",
-            format!(
-                "the request target may have at most {} bytes",
-                bounds.uri_bytes_max
-            ),
-        ));
+        return Err(uri_too_long(bounds));
     }
     let fields: usize = head
         .headers
@@ -38,14 +32,7 @@ pub(super) fn check_head(head: &RequestHeader, bounds: &Bounds) -> Result<(), Fa
     if head.headers.len() > bounds.headers_max
         || head.raw_path().len() + fields > bounds.head_bytes_max
     {
-        return Err(Failure::new(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "headers_too_large",
-            format!(
-                "the request head may have at most {} fields and {} bytes",
-                bounds.headers_max, bounds.head_bytes_max
-            ),
-        ));
+        return Err(head_too_large(bounds));
     }
     if head.headers.contains_key(header::TRANSFER_ENCODING)
         && head.headers.contains_key(header::CONTENT_LENGTH)
@@ -94,43 +81,33 @@ fn check_lengths(headers: &HeaderMap) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Refuses an HTTP/1 head whose end or body another server could see elsewhere: lines that end in a
-/// bare LF, a bare CR, or both Content-Length and Transfer-Encoding (RFC 9112 sections 2.2 and 6.3).
-/// Pingora drops the former of those two headers by itself, so the head is read as it was received.
-pub(super) fn check_framing(session: &Session) -> Result<(), Failure> {
-    let Some(http1) = session.as_downstream().as_http1() else {
-        return Ok(());
-    };
-    let raw = http1.get_headers_raw_bytes();
-    let chunked = session
-        .req_header()
-        .headers
-        .contains_key(header::TRANSFER_ENCODING);
-    check_raw(&raw, chunked)
+/// What a client is told whose bytes were not even read as a request.
+pub(super) fn refused(refusal: Refusal, bounds: &Bounds) -> Failure {
+    match refusal {
+        Refusal::Malformed(why) => Failure::bad_request(why),
+        Refusal::Target => uri_too_long(bounds),
+        Refusal::Head => head_too_large(bounds),
+    }
 }
 
-fn check_raw(raw: &[u8], chunked: bool) -> Result<(), Failure> {
-    let mut before = 0;
-    for (at, byte) in raw.iter().enumerate() {
-        let next = raw.get(at + 1);
-        if (*byte == b'\n' && before != b'\r') || (*byte == b'\r' && next != Some(&b'\n')) {
-            return Err(Failure::bad_request(
-                "the lines of a request head must end in CR LF",
-            ));
-        }
-        before = *byte;
-    }
-    const LENGTH: &[u8] = b"content-length:";
-    let has_length = || {
-        raw.split(|b| *b == b'\n').any(|line| {
-            line.get(..LENGTH.len())
-                .is_some_and(|n| n.eq_ignore_ascii_case(LENGTH))
-        })
-    };
-    if chunked && has_length() {
-        return Err(both_lengths());
-    }
-    Ok(())
+fn uri_too_long(bounds: &Bounds) -> Failure {
+    let message = format!(
+        "the request target may have at most {} bytes",
+        bounds.uri_bytes_max
+    );
+    Failure::new(StatusCode::URI_TOO_LONG, "uri_too_long", message)
+}
+
+fn head_too_large(bounds: &Bounds) -> Failure {
+    let message = format!(
+        "the request head may have at most {} fields and {} bytes",
+        bounds.headers_max, bounds.head_bytes_max
+    );
+    Failure::new(
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "headers_too_large",
+        message,
+    )
 }
 
 fn both_lengths() -> Failure {
@@ -164,6 +141,36 @@ pub(super) fn host(head: &RequestHeader) -> Result<String, Failure> {
         .map_err(|_| bad())
 }
 
+/// Makes `http://host/path` the path alone: Pingora keeps the former beside the latter and would send it
+/// on as it came, whatever becomes of path and Host (RFC 9112 section 3.2.1). It has compared the host
+/// with that of the header before.
+pub(super) fn use_origin_form(head: &mut RequestHeader) {
+    if head.raw_path().first() != Some(&b'/') && head.uri.path().starts_with('/') {
+        head.set_uri(head.uri.clone());
+    }
+}
+
+/// Puts the subject of the client's certificate into the request, or nothing: what the client itself
+/// sends under this name, or one that software may take for it (`_` for `-`), is a forgery.
+pub(super) fn name_client(session: &mut Session, name: &HeaderName) -> Result<(), Box<Error>> {
+    let subject = super::connection::facts(session)
+        .and_then(|facts| facts.certificate.as_ref())
+        .map(|certificate| certificate.header.clone());
+    let head = session.req_header_mut();
+    let is_alike = |other: &&HeaderName| {
+        let (other, name) = (other.as_str(), name.as_str());
+        other.len() == name.len() && other.replace('_', "-") == name.replace('_', "-")
+    };
+    let alike: Vec<HeaderName> = head.headers.keys().filter(is_alike).cloned().collect();
+    for name in alike {
+        head.remove_header(&name);
+    }
+    if let Some(subject) = subject {
+        head.insert_header(name.clone(), subject)?;
+    }
+    Ok(())
+}
+
 /// The request's id: the client's own only when a trusted proxy passes it on, else a new one.
 pub(super) fn request_id(headers: &HeaderMap, peer_trusted: bool) -> String {
     if peer_trusted
@@ -177,55 +184,6 @@ pub(super) fn request_id(headers: &HeaderMap, peer_trusted: bool) -> String {
         return given.to_owned();
     }
     Uuid::now_v7().simple().to_string()
-}
-
-/// The address of the socket's other end.
-pub(super) fn peer(session: &Session) -> Option<std::net::SocketAddr> {
-    session.client_addr().and_then(|a| a.as_inet()).copied()
-}
-
-pub(super) fn is_trusted(peer: Option<IpAddr>, settings: &Settings) -> bool {
-    !settings.trusted_proxies.is_empty()
-        && peer.is_some_and(|ip| contains(&settings.trusted_proxies, ip))
-}
-
-/// The client's address: the socket's, or, behind trusted proxies, the last address of
-/// `X-Forwarded-For` that is not a trusted proxy itself.
-pub(super) fn client(
-    peer: Option<IpAddr>,
-    headers: &HeaderMap,
-    settings: &Settings,
-) -> Option<IpAddr> {
-    let mut client = peer?;
-    if !is_trusted(peer, settings) {
-        return peer;
-    }
-    let lines: Vec<&str> = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .collect();
-    for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-        let Some(address) = forwarded_address(entry.trim()) else {
-            break;
-        };
-        client = address;
-        if !contains(&settings.trusted_proxies, address) {
-            break;
-        }
-    }
-    Some(client)
-}
-
-fn forwarded_address(entry: &str) -> Option<IpAddr> {
-    entry
-        .parse()
-        .ok()
-        .or_else(|| entry.parse::<std::net::SocketAddr>().ok().map(|a| a.ip()))
-}
-
-fn contains(networks: &[Network], ip: IpAddr) -> bool {
-    networks.iter().any(|n| n.contains(ip))
 }
 
 #[cfg(test)]
@@ -243,11 +201,10 @@ mod tests {
 
     fn bounds() -> Bounds {
         Bounds {
-            connections_max: 1,
             head_bytes_max: 1024,
             headers_max: 8,
             uri_bytes_max: 64,
-            h2_streams_max: 1,
+            ..Bounds::for_tests()
         }
     }
 
@@ -282,6 +239,20 @@ mod tests {
             host(&head(Some("b.test"), "http://b.test/")).unwrap(),
             "b.test"
         );
+    }
+
+    #[test]
+    fn an_absolute_target_becomes_a_path() {
+        for (raw, expected) in [
+            ("http://a.test/b?c", "/b?c"),
+            ("http://a.test", "/"),
+            ("/b", "/b"),
+            ("*", "*"),
+        ] {
+            let mut head = RequestHeader::build("GET", raw.as_bytes(), None).unwrap();
+            use_origin_form(&mut head);
+            assert_eq!(head.raw_path(), expected.as_bytes(), "{raw}");
+        }
     }
 
     #[test]
@@ -326,22 +297,6 @@ mod tests {
             headers.insert("transfer-encoding", coding.parse().unwrap());
             assert_eq!(check_lengths(&headers).is_ok(), fine, "{coding}");
         }
-    }
-
-    #[test]
-    fn raw_heads_are_read_strictly() {
-        let fine = b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert!(check_raw(fine, true).is_ok());
-        for bad in [
-            &b"GET / HTTP/1.1\nHost: a\r\n\r\n"[..],
-            b"GET / HTTP/1.1\r\nHost: a\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: a\r\n\r",
-        ] {
-            assert!(check_raw(bad, false).is_err(), "{}", bad.escape_ascii());
-        }
-        let both = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\ncontent-LENGTH: 3\r\n\r\n";
-        assert!(check_raw(both, true).is_err());
     }
 
     #[test]

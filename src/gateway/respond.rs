@@ -1,14 +1,16 @@
 //! How answers leave: the one place where a failure becomes HTTP and common headers are added.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora_core::Error;
+use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use serde_json::{Map, Value, json};
 
 use super::compress::{self, Encoder};
-use super::{Ctx, Gateway, cors};
+use super::connection::{Facts, Refusal};
+use super::{Ctx, Gateway, Shared, cors, request};
 use crate::failure::Failure;
 use crate::limits;
 use crate::route::HeaderEdits;
@@ -224,6 +226,74 @@ fn failure_body(failure: &Failure, request_id: &str, mut more: Map<String, Value
     let mut text = Value::Object(more).to_string();
     text.push('\n');
     Bytes::from(text)
+}
+
+/// The answer to a client whose request can't be read, as bytes: it comes before there is a session
+/// that could write it. `pingoras` is what Pingora would have sent.
+pub(super) fn refusal_answer(
+    shared: &Shared,
+    facts: &ProxyDigest,
+    refusal: Option<Refusal>,
+    pingoras: &[u8],
+    is_tls: bool,
+) -> Bytes {
+    use std::fmt::Write as _;
+    let plan = shared.plan.load();
+    let settings = &plan.settings;
+    let failure = match refusal {
+        Some(refusal) => request::refused(refusal, &settings.bounds),
+        None if pingoras.starts_with(b"HTTP/1.1 405") => {
+            let mut failure = Failure::method_not_allowed(request::METHODS);
+            failure.message = "this server makes no tunnels".into();
+            failure
+        }
+        None => Failure::bad_request("the request head can't be read"),
+    };
+    let id = request::request_id(&HeaderMap::new(), false);
+    let body = failure_body(&failure, &id, Map::new());
+    let mut head = format!("HTTP/1.1 {}\r\n", failure.status);
+    let mut field = |name: &str, value: &str| {
+        // Writing to a string can't fail.
+        let _ = write!(head, "{name}: {value}\r\n");
+    };
+    let date = chrono::Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
+    field("Date", &date.to_string());
+    field("Content-Type", "application/json");
+    field("Cache-Control", "no-store");
+    field("X-Request-Id", &id);
+    if let Some(allow) = &failure.allow {
+        field("Allow", allow);
+    }
+    let hsts = settings.hsts.iter().filter(|_| is_tls);
+    let hsts = hsts.map(|value| (&header::STRICT_TRANSPORT_SECURITY, value));
+    let common = settings.headers.response_set.iter();
+    for (name, value) in common.map(|(name, value)| (name, value)).chain(hsts) {
+        field(name.as_str(), value.to_str().unwrap_or_default());
+    }
+    field("Content-Length", &body.len().to_string());
+    field("Connection", "close");
+    head.push_str("\r\n");
+    log_refusal(shared, facts, &failure, &id);
+    let mut answer = head.into_bytes();
+    answer.extend_from_slice(&body);
+    Bytes::from(answer)
+}
+
+fn log_refusal(shared: &Shared, facts: &ProxyDigest, failure: &Failure, request_id: &str) {
+    let status = failure.status.as_u16();
+    let metrics = &shared.builtin_metrics.none;
+    metrics.observe("", status, std::time::Duration::ZERO);
+    if shared.plan.load().access_log {
+        let client = Facts::of(facts).and_then(Facts::source);
+        tracing::info!(
+            request_id,
+            client = client.map(|client| tracing::field::display(client.ip().to_canonical())),
+            status,
+            code = failure.code,
+            reason = %failure.message,
+            "a request that can't be read"
+        );
+    }
 }
 
 fn edit_response(head: &mut ResponseHeader, edits: &HeaderEdits) -> Result<(), Box<Error>> {

@@ -1,5 +1,6 @@
 //! Routes: what to match, who may call, what limits apply, and a target.
 
+mod access;
 mod cors;
 mod explain;
 mod host;
@@ -22,6 +23,7 @@ use crate::sandbox::GuestLimits;
 use crate::sandbox::abi::Abi;
 use crate::upstream;
 
+pub use access::Access;
 pub use cors::{Cors, OriginError, OriginPattern, Origins};
 pub use explain::{Asked, Candidate, Rule, Verdict};
 pub use host::{HostError, HostPattern, HostPatternError, normalize_host};
@@ -39,6 +41,8 @@ pub struct Route {
     /// Unique; stands in logs, metrics and usage records.
     pub name: String,
     pub matcher: Match,
+    /// Which client addresses may come.
+    pub access: Access,
     pub auth: Auth,
     pub limits: Limits,
     pub headers: HeaderEdits,

@@ -17,7 +17,7 @@ use crate::gateway::plan::{Plan, PlanError};
 use crate::gateway::{Listener, Shared};
 use crate::modules::Registry;
 use crate::telemetry::metrics::metrics;
-use crate::tls::{Certificates, PreparedCertificates, TlsError};
+use crate::tls::{Prepared, Terminator, TlsError};
 
 /// How often the file is looked at. A change is taken over once the file has been the same for two
 /// looks, so that one that is still being written is left alone.
@@ -32,7 +32,7 @@ pub(super) struct Reloader {
     pub registry: Registry,
     pub control_plane: api::State,
     /// Those of the HTTPS listeners, in the order of the configuration.
-    pub certificates: Vec<Arc<Certificates>>,
+    pub terminators: Vec<Arc<Terminator>>,
     pub running: Configured,
     /// SIGHUP.
     pub hangups: Signal,
@@ -133,15 +133,15 @@ impl Reloader {
         if !fixed.is_empty() {
             return Err(ReloadError::NeedsRestart(fixed));
         }
-        let certificates = prepare_certificates(&loaded.config)?;
+        let prepared = self.prepare_tls(&loaded.config)?;
         let before = self.shared.plan.load_full();
         let parts = parts(&loaded.config, &self.control_plane);
         let plan = Plan::prepare(parts, &self.registry, Some(&before)).await?;
         // Nothing fails from here on.
         let plan = Arc::new(plan);
         self.shared.plan.store(Arc::clone(&plan));
-        for (certificates, prepared) in self.certificates.iter().zip(certificates) {
-            certificates.install(prepared);
+        for (terminator, prepared) in self.terminators.iter().zip(prepared) {
+            terminator.install(prepared);
         }
         for warning in &loaded.warnings {
             tracing::warn!(%warning, "the configuration can be used, but");
@@ -149,22 +149,25 @@ impl Reloader {
         self.running.loaded = loaded;
         Ok(())
     }
-}
 
-/// Those of the HTTPS listeners, in the order of the configuration, which is that of the listeners:
-/// their number and addresses can't change.
-fn prepare_certificates(config: &Config) -> Result<Vec<PreparedCertificates>, TlsError> {
-    let mut prepared = Vec::new();
-    for listener in &config.server.listeners {
-        match listener {
-            Listener::Https { certificates, .. } => {
-                make_development_certificates(certificates)?;
-                prepared.push(Certificates::prepare(certificates)?);
+    /// For the HTTPS listeners, in the order of the configuration, which is that of the terminators:
+    /// their number and addresses can't change.
+    fn prepare_tls(&self, config: &Config) -> Result<Vec<Prepared>, TlsError> {
+        let mut terminators = self.terminators.iter();
+        let mut prepared = Vec::new();
+        for listener in &config.server.listeners {
+            match listener {
+                Listener::Https { files, .. } => {
+                    make_development_certificates(&files.certificates)?;
+                    if let Some(terminator) = terminators.next() {
+                        prepared.push(terminator.prepare(files.clone())?);
+                    }
+                }
+                Listener::HttpRedirect { .. } | Listener::Http { .. } => {}
             }
-            Listener::HttpRedirect { .. } | Listener::Http { .. } => {}
         }
+        Ok(prepared)
     }
-    Ok(prepared)
 }
 
 /// Sees when a file has changed, by what the file system says of it. It asks again and again instead of

@@ -8,6 +8,11 @@ use anyhow::Context;
 use async_trait::async_trait;
 use pingora_core::server::{ListenFds, RuntimeOpts, ShutdownWatch};
 use pingora_core::services::Service;
+use tokio::net::TcpSocket;
+
+/// Connections that may wait to be accepted: a burst of them must not have to try again. Linux takes no
+/// more than `net.core.somaxconn`, 4,096 where nobody changed it.
+const WAITING_MAX: u32 = 4_096;
 
 /// A socket that listens. Its number stays valid until Pingora closes it at the end of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,16 +41,26 @@ pub(super) fn open(wanted: &[SocketAddr], inherited: Vec<Socket>) -> anyhow::Res
 
 /// Says clearly that a port is taken, before anything is started.
 fn bind(address: SocketAddr) -> anyhow::Result<Socket> {
-    let listener = TcpListener::bind(address).with_context(|| {
+    let listener = listen(address).with_context(|| {
         format!(
             "can't listen on {address}: choose another address under `server`, or stop what uses it"
         )
     })?;
-    listener.set_nonblocking(true)?;
     Ok(Socket {
         address,
         fd: listener.into_raw_fd(),
     })
+}
+
+/// As `TcpListener::bind`, which has room for 128 connections only.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_MAX)?.into_std()
 }
 
 /// A service that finds its socket open instead of binding it.

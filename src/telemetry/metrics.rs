@@ -38,7 +38,11 @@ pub struct Metrics {
     artifacts: IntCounterVec,
     pub artifacts_bytes: IntGauge,
     pub connections: IntGauge,
-    pub connections_refused: IntCounter,
+    connections_refused: IntCounterVec,
+    http2_floods: IntCounterVec,
+    certificate_ends: prometheus::IntGaugeVec,
+    certificate_reloads: IntCounterVec,
+    addresses_denied: IntCounterVec,
     pub requests_active: IntGauge,
     pub guests_running: IntGauge,
     pub guests_queued: IntGauge,
@@ -226,6 +230,40 @@ impl Metrics {
         }
     }
 
+    /// A certificate that a listener uses ends then, in seconds since the Unix epoch.
+    pub fn certificate_ends(&self, listener: &str, file: &str, timestamp: i64) {
+        self.certificate_ends
+            .with_label_values(&[listener, file])
+            .set(timestamp);
+    }
+
+    /// A listener does not use this certificate any more.
+    pub fn forget_certificate(&self, listener: &str, file: &str) {
+        // An error says that it was not known, which is as good.
+        let _ = self.certificate_ends.remove_label_values(&[listener, file]);
+    }
+
+    /// `result` is one of `ok`, `refused`.
+    pub fn certificate_reload(&self, result: &str) {
+        self.certificate_reloads.with_label_values(&[result]).inc();
+    }
+
+    /// `by` is one of `listener`, `route`.
+    pub fn address_denied(&self, by: &str) {
+        self.addresses_denied.with_label_values(&[by]).inc();
+    }
+
+    /// `reason` is one of `total` (the cap over all), `address` (the cap of one client),
+    /// `proxy_header` (the PROXY protocol's header is missing, malformed, or from a stranger).
+    pub fn connection_refused(&self, reason: &str) {
+        self.connections_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// `kind` is one of `resets`, `control`, `continuations`, `window_updates`.
+    pub fn http2_flood(&self, kind: &str) {
+        self.http2_floods.with_label_values(&[kind]).inc();
+    }
+
     /// `result` is one of `ok`, `failed`, `timeout`.
     pub fn tls_handshake(&self, result: &str) {
         self.tls_handshakes.with_label_values(&[result]).inc();
@@ -274,7 +312,7 @@ impl Metrics {
         let info = r.gauge_vec(
             "build_info",
             "Always 1; the label says which version runs.",
-            "version",
+            &["version"],
         );
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Metrics {
@@ -334,9 +372,30 @@ impl Metrics {
                 "Disk space that compiled modules take, in bytes.",
             ),
             connections: r.gauge("connections", "Client connections open now."),
-            connections_refused: r.counter(
+            connections_refused: r.counter_vec(
                 "connections_refused_total",
-                "Connections closed at once because there were too many.",
+                "Connections closed at once, by reason.",
+                &["reason"],
+            ),
+            certificate_ends: r.gauge_vec(
+                "tls_certificate_expiry_timestamp_seconds",
+                "When a certificate in use ends, in seconds since the Unix epoch.",
+                &["listener", "file"],
+            ),
+            certificate_reloads: r.counter_vec(
+                "tls_certificate_reloads_total",
+                "Certificate files that changed, by whether they could be used.",
+                &["result"],
+            ),
+            addresses_denied: r.counter_vec(
+                "addresses_denied_total",
+                "Requests refused because of the client's address, by whose list.",
+                &["by"],
+            ),
+            http2_floods: r.counter_vec(
+                "http2_floods_total",
+                "HTTP/2 connections closed because of a flood of frames, by kind.",
+                &["kind"],
             ),
             requests_active: r.gauge("requests_active", "Requests being answered now."),
             guests_running: r.gauge("guests_running", "Guests running now."),
@@ -384,17 +443,17 @@ impl Metrics {
             upstream_active: r.gauge_vec(
                 "upstream_active",
                 "Requests in flight to an upstream now.",
-                "upstream",
+                &["upstream"],
             ),
             upstream_up: r.gauge_vec(
                 "upstream_up",
                 "1 unless the upstream's health checks fail.",
-                "upstream",
+                &["upstream"],
             ),
             upstream_ejected: r.gauge_vec(
                 "upstream_ejected",
                 "1 while the upstream is left out because it kept failing.",
-                "upstream",
+                &["upstream"],
             ),
             upstream_ejections: r.counter_vec(
                 "upstream_ejections_total",
@@ -446,9 +505,9 @@ impl Registrar<'_> {
         )
     }
 
-    fn gauge_vec(&self, name: &str, help: &str, label: &str) -> prometheus::IntGaugeVec {
+    fn gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::IntGaugeVec {
         self.add(
-            prometheus::IntGaugeVec::new(Opts::new(self.name(name), help), &[label])
+            prometheus::IntGaugeVec::new(Opts::new(self.name(name), help), labels)
                 .expect("the metric is valid"),
         )
     }

@@ -1,10 +1,12 @@
-//! The certificates of a listener, chosen by the name the client asks for (SNI, RFC 6066 section 3).
+//! The certificates of a listener, chosen by the name the client asks for (SNI, RFC 6066 section 3) and
+//! by the signatures it understands.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use rustls::SignatureScheme;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -12,7 +14,9 @@ use rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{CertificateFacts, CertificateFiles, DEVELOPMENT_COMMON_NAME};
+use super::stamp::Stamps;
+use super::{CertificateFacts, CertificateFiles, DEVELOPMENT_COMMON_NAME, TlsFiles};
+use crate::telemetry::metrics::metrics;
 
 /// Why a certificate can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,89 +39,103 @@ pub enum TlsError {
 /// Finds the certificate for a name; the first one configured is the default. Swapped as a whole,
 /// so that a connection sees either the old set or the new one.
 #[derive(Debug)]
-pub struct Certificates {
-    set: ArcSwap<Set>,
+pub(super) struct Certificates {
+    pub set: ArcSwap<Set>,
 }
 
+/// Certificates that were read and can be used.
 #[derive(Debug)]
-struct Set {
-    exact: HashMap<String, Arc<CertifiedKey>>,
+pub(super) struct Set {
+    /// Where they come from, and what the files were like before they were read.
+    pub files: Arc<TlsFiles>,
+    pub stamps: Stamps,
+    exact: HashMap<String, Keys>,
     /// `*.example.com`, kept as `example.com`.
-    wildcard: HashMap<String, Arc<CertifiedKey>>,
-    default: Arc<CertifiedKey>,
+    wildcard: HashMap<String, Keys>,
+    default: Keys,
+    /// When each ends, in seconds since the Unix epoch.
+    ends: Vec<(PathBuf, i64)>,
 }
 
-/// Certificates that were read and can be used, not yet in use.
-pub struct PreparedCertificates(Arc<Set>);
+/// Certificates for the same name, with keys of different kinds, in the order of the configuration.
+type Keys = Vec<Arc<CertifiedKey>>;
 
 impl Certificates {
-    /// Reads all pairs; one that can't be used fails the whole.
-    pub fn load(files: &[CertificateFiles]) -> Result<Certificates, TlsError> {
-        Ok(Certificates {
-            set: ArcSwap::from_pointee(Set::load(files)?),
-        })
-    }
-
-    /// Reads all pairs for a later [`Certificates::install`], which can't fail any more.
-    pub fn prepare(files: &[CertificateFiles]) -> Result<PreparedCertificates, TlsError> {
-        Ok(PreparedCertificates(Arc::new(Set::load(files)?)))
-    }
-
-    /// Uses these from now on; connections that are there stay as they are.
-    pub fn install(&self, prepared: PreparedCertificates) {
-        self.set.store(prepared.0);
-    }
-
-    /// Reads all pairs again and swaps them in; on failure the old ones stay.
-    pub fn reload(&self, files: &[CertificateFiles]) -> Result<(), TlsError> {
-        self.install(Certificates::prepare(files)?);
-        Ok(())
-    }
-
-    fn find(&self, name: Option<&str>) -> Arc<CertifiedKey> {
+    fn find(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let set = self.set.load();
-        let Some(name) = name else {
-            return Arc::clone(&set.default);
-        };
-        let name = name.to_ascii_lowercase();
-        let found = set.exact.get(&name).or_else(|| {
-            // A wildcard stands for exactly one label (RFC 9525 section 6.3).
-            name.split_once('.')
-                .and_then(|(_, parent)| set.wildcard.get(parent))
-        });
-        Arc::clone(found.unwrap_or(&set.default))
+        let keys = name.map_or(&set.default, |name| set.keys(name));
+        let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+        // Where none fits, the handshake says so to the client.
+        keys.iter().find(fits).or_else(|| keys.first()).cloned()
     }
 }
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.find(hello.server_name()))
+        self.find(hello.server_name(), hello.signature_schemes())
     }
 }
 
 impl Set {
-    fn load(files: &[CertificateFiles]) -> Result<Set, TlsError> {
-        let mut exact = HashMap::new();
-        let mut wildcard = HashMap::new();
-        let mut default = None;
-        for pair in files {
+    /// Reads all pairs; one that can't be used fails the whole. This is the one place that supplies
+    /// certificates for names.
+    pub fn load(files: Arc<TlsFiles>) -> Result<Set, TlsError> {
+        let stamps = Stamps::of(&files);
+        let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
+        let mut ends = Vec::new();
+        let mut first: Option<(Arc<CertifiedKey>, Option<String>)> = None;
+        for pair in &files.certificates {
             let (certified, facts) = load_pair(pair)?;
             let certified = Arc::new(certified);
+            ends.push((pair.cert.clone(), facts.not_after));
+            first.get_or_insert_with(|| (Arc::clone(&certified), facts.names.first().cloned()));
             for name in facts.names {
-                // The first certificate for a name wins, as the first of all is the default.
-                match name.strip_prefix("*.") {
-                    Some(parent) => wildcard.entry(parent.to_owned()),
-                    None => exact.entry(name),
-                }
-                .or_insert_with(|| Arc::clone(&certified));
+                let keys: &mut Keys = match name.strip_prefix("*.") {
+                    Some(parent) => wildcard.entry(parent.to_owned()).or_default(),
+                    None => exact.entry(name).or_default(),
+                };
+                keys.push(Arc::clone(&certified));
             }
-            default.get_or_insert(certified);
         }
-        Ok(Set {
+        let (first, name) = first.ok_or(TlsError::None)?;
+        let mut set = Set {
+            files,
+            stamps,
             exact,
             wildcard,
-            default: default.ok_or(TlsError::None)?,
-        })
+            default: vec![Arc::clone(&first)],
+            ends,
+        };
+        // The default too may have keys of several kinds.
+        let same = name.map(|name| set.keys(&name.replacen('*', "any", 1)).clone());
+        if let Some(same) = same
+            && same.first().is_some_and(|key| Arc::ptr_eq(key, &first))
+        {
+            set.default = same;
+        }
+        Ok(set)
+    }
+
+    fn keys(&self, name: &str) -> &Keys {
+        let name = name.to_ascii_lowercase();
+        let found = self.exact.get(&name).or_else(|| {
+            // A wildcard stands for exactly one label (RFC 9525 section 6.3).
+            name.split_once('.')
+                .and_then(|(_, parent)| self.wildcard.get(parent))
+        });
+        found.unwrap_or(&self.default)
+    }
+
+    /// Shows when each certificate ends, in place of those of the set before.
+    pub fn show(&self, listener: &str, before: Option<&Set>) {
+        for (file, _) in before.iter().flat_map(|set| &set.ends) {
+            if !self.ends.iter().any(|(other, _)| other == file) {
+                metrics().forget_certificate(listener, &file.to_string_lossy());
+            }
+        }
+        for (file, end) in &self.ends {
+            metrics().certificate_ends(listener, &file.to_string_lossy(), *end);
+        }
     }
 }
 
@@ -131,16 +149,15 @@ fn load_pair(files: &CertificateFiles) -> Result<(CertifiedKey, CertificateFacts
         path: path.to_owned(),
         problem,
     };
-    let chain = CertificateDer::pem_slice_iter(&read(&files.cert)?)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| content(&files.cert, format!("not PEM: {e}")))?;
+    let chain = chain(&files.cert, &read(&files.cert)?)?;
     let Some(leaf) = chain.first() else {
-        return Err(content(
-            &files.cert,
-            "holds no certificate (expected `-----BEGIN CERTIFICATE-----`)".into(),
-        ));
+        return Err(TlsError::None);
     };
     let facts = facts(leaf).map_err(|e| content(&files.cert, e))?;
+    let staple = match &files.ocsp {
+        Some(path) => Some(load_staple(path, leaf)?),
+        None => None,
+    };
     let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(|e| {
         content(
             &files.key,
@@ -148,18 +165,77 @@ fn load_pair(files: &CertificateFiles) -> Result<(CertifiedKey, CertificateFacts
         )
     })?;
     let provider = rustls::crypto::ring::default_provider();
-    let certified = CertifiedKey::from_der(chain, key, &provider).map_err(|e| match e {
+    let mut certified = CertifiedKey::from_der(chain, key, &provider).map_err(|e| match e {
         rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
             cert: files.cert.clone(),
             key: files.key.clone(),
         },
         other => content(&files.key, other.to_string()),
     })?;
+    certified.ocsp = staple;
     Ok((certified, facts))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|error| TlsError::Read {
+/// The certificates in a PEM file; at least one.
+pub(super) fn chain(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let content = |problem: String| TlsError::Content {
+        path: path.to_owned(),
+        problem,
+    };
+    let chain = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| content(format!("not PEM: {e}")))?;
+    if chain.is_empty() {
+        return Err(content(
+            "holds no certificate (expected `-----BEGIN CERTIFICATE-----`)".into(),
+        ));
+    }
+    Ok(chain)
+}
+
+/// An OCSP response in DER (RFC 6960 section 4.2.1). Whether it is still valid, and signed by the right
+/// one, is for clients to see; here only what is certainly a mistake is.
+fn load_staple(path: &Path, leaf: &CertificateDer<'_>) -> Result<Vec<u8>, TlsError> {
+    const SUCCESSFUL: &[u8] = &[0x0a, 1, 0];
+    let content = |problem: &str| TlsError::Content {
+        path: path.to_owned(),
+        problem: problem.to_owned(),
+    };
+    let der = read(path)?;
+    let head = match der.as_slice() {
+        [0x30, short, ..] if *short < 0x80 => 2,
+        [0x30, long, ..] => 2 + usize::from(long & 0x7f),
+        _ => return Err(content("holds no OCSP response in DER")),
+    };
+    if !der.get(head..).is_some_and(|d| d.starts_with(SUCCESSFUL)) {
+        return Err(content(
+            "holds no OCSP response, or one that says it failed",
+        ));
+    }
+    let serial = X509Certificate::from_der(leaf)
+        .map(|(_, certificate)| certificate.raw_serial().to_vec())
+        .unwrap_or_default();
+    if !der.windows(serial.len().max(1)).any(|part| part == serial) {
+        return Err(content("is the OCSP response of another certificate"));
+    }
+    Ok(der)
+}
+
+/// Larger than any file of certificates should be; a mistaken path may lead to anything.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    use std::io::Read as _;
+    let attempt = || -> std::io::Result<Vec<u8>> {
+        let file = std::fs::File::open(path)?;
+        let mut bytes = Vec::new();
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(std::io::Error::other("has more than 1 MiB"));
+        }
+        Ok(bytes)
+    };
+    attempt().map_err(|error| TlsError::Read {
         path: path.to_owned(),
         error,
     })
@@ -197,84 +273,4 @@ fn ip(bytes: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pair(dir: &Path, stem: &str, names: &[&str]) -> CertificateFiles {
-        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        let made = rcgen::generate_simple_self_signed(names).unwrap();
-        let files = CertificateFiles {
-            cert: dir.join(format!("{stem}.crt")),
-            key: dir.join(format!("{stem}.key")),
-            development: false,
-        };
-        std::fs::write(&files.cert, made.cert.pem()).unwrap();
-        std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
-        files
-    }
-
-    fn leaf(key: &CertifiedKey) -> Vec<u8> {
-        key.cert[0].to_vec()
-    }
-
-    #[test]
-    fn the_name_chooses_the_certificate() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = pair(dir.path(), "a", &["a.example.com"]);
-        let second = pair(dir.path(), "b", &["b.example.com", "*.b.example.com"]);
-        let all = Certificates::load(&[first.clone(), second.clone()]).unwrap();
-        let a = leaf(&all.find(Some("a.example.com")));
-        let b = leaf(&all.find(Some("B.example.com")));
-        assert_ne!(a, b);
-        assert_eq!(leaf(&all.find(Some("x.b.example.com"))), b);
-        assert_eq!(
-            leaf(&all.find(Some("x.y.b.example.com"))),
-            a,
-            "a wildcard is one label"
-        );
-        assert_eq!(
-            leaf(&all.find(Some("unknown.test"))),
-            a,
-            "the first is the default"
-        );
-        assert_eq!(leaf(&all.find(None)), a);
-    }
-
-    #[test]
-    fn a_broken_pair_says_what_is_wrong_and_keeps_the_old_set() {
-        let dir = tempfile::tempdir().unwrap();
-        let good = pair(dir.path(), "good", &["good.test"]);
-        let other = pair(dir.path(), "other", &["other.test"]);
-        let set = Certificates::load(std::slice::from_ref(&good)).unwrap();
-        let before = leaf(&set.find(None));
-
-        let mixed = CertificateFiles {
-            key: other.key.clone(),
-            ..good.clone()
-        };
-        assert!(matches!(
-            set.reload(&[mixed]),
-            Err(TlsError::KeyMismatch { .. })
-        ));
-        let swapped = CertificateFiles {
-            cert: good.key.clone(),
-            key: good.cert.clone(),
-            development: false,
-        };
-        assert!(
-            set.reload(&[swapped])
-                .unwrap_err()
-                .to_string()
-                .contains("holds no certificate")
-        );
-        std::fs::write(&good.cert, b"-----BEGIN CERTIFICATE-----\nAAAA").unwrap();
-        assert!(matches!(set.reload(&[good]), Err(TlsError::Content { .. })));
-        let missing = CertificateFiles {
-            cert: dir.path().join("no"),
-            ..other
-        };
-        assert!(matches!(set.reload(&[missing]), Err(TlsError::Read { .. })));
-        assert!(matches!(set.reload(&[]), Err(TlsError::None)));
-        assert_eq!(leaf(&set.find(None)), before);
-    }
-}
+mod tests;

@@ -97,6 +97,7 @@ mod tests {
         let files = CertificateFiles {
             cert: dir.path().join("certs/development.crt"),
             key: dir.path().join("certs/development.key"),
+            ocsp: None,
             development: true,
         };
         assert!(ensure_development(&files).unwrap());
@@ -119,6 +120,7 @@ mod tests {
         let files = CertificateFiles {
             cert: dir.path().join("d.crt"),
             key: dir.path().join("d.key"),
+            ocsp: None,
             development: true,
         };
         std::fs::write(&files.key, "mine").unwrap();

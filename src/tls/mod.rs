@@ -1,26 +1,67 @@
-//! Certificates: which one a client gets, and the one made for development.
+//! TLS: which certificate a client gets, which certificate it must show, and the certificate made for
+//! development.
 //!
 //! The gateway terminates TLS itself, from a full rustls `ServerConfig`: TLS 1.2 and 1.3, rustls'
 //! own suites (all with forward secrecy and AEAD), stateless tickets, ALPN `h2` and `http/1.1`.
 
 mod certificates;
+mod client;
 mod development;
+mod stamp;
+mod terminator;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use rustls::ServerConfig;
-
-pub use certificates::{Certificates, PreparedCertificates, TlsError, inspect};
+pub use certificates::{TlsError, inspect};
+pub use client::ClientCertificate;
 pub use development::{DEVELOPMENT_COMMON_NAME, ensure_development};
+pub use terminator::{Prepared, Terminator, watch};
+
+/// What the TLS side of a listener is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub certificates: Vec<CertificateFiles>,
+    /// `None` where clients are not asked for a certificate.
+    pub clients: Option<ClientCertificates>,
+}
 
 /// A certificate chain and its private key, both PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFiles {
     pub cert: PathBuf,
     pub key: PathBuf,
+    /// An OCSP response in DER, to be stapled.
+    pub ocsp: Option<PathBuf>,
     /// Made at start when the files are missing (never in production).
     pub development: bool,
+}
+
+/// Which certificates clients may show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// The authorities that sign them, in PEM.
+    pub ca: PathBuf,
+    pub mode: ClientCertificateMode,
+}
+
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCertificateMode {
+    /// A client without one gets no connection.
+    #[default]
+    Required,
+    /// A client may go without one, but one that it shows must be good.
+    Optional,
 }
 
 /// What a certificate says of itself, for `check` and for the start-up log.
@@ -41,15 +82,7 @@ pub fn install_crypto_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// The TLS side of a listener.
-pub fn server_config(certificates: Arc<Certificates>) -> Result<ServerConfig, TlsError> {
-    let mut config = ServerConfig::builder_with_protocol_versions(&[
-        &rustls::version::TLS13,
-        &rustls::version::TLS12,
-    ])
-    .with_no_client_auth()
-    .with_cert_resolver(certificates);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(TlsError::Rustls)?;
-    Ok(config)
+/// Opens the authorities of client certificates, without using them.
+pub fn inspect_clients(clients: &ClientCertificates) -> Result<(), TlsError> {
+    client::verifier(clients, &certificates::read(&clients.ca)?).map(drop)
 }

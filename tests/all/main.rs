@@ -5,6 +5,7 @@
     reason = "a test that can not go on says so by panicking"
 )]
 
+mod addresses;
 mod answers;
 mod api;
 mod artifacts;
@@ -18,14 +19,17 @@ mod files;
 mod grpc;
 mod guests;
 mod health;
+mod http2;
 mod reload;
 mod routes;
 mod sandbox;
 mod shutdown;
 mod start;
 mod store;
+mod strict;
 mod support;
 mod tidy;
+mod tls;
 mod tour;
 mod upgrade;
 mod upstreams;

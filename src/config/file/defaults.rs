@@ -36,15 +36,25 @@ impl Default for Server {
                 certificates: vec![Certificate {
                     cert: Some("certs/development.crt".to_string()),
                     key: Some("certs/development.key".to_string()),
+                    ocsp: None,
                     development: true,
                 }],
+                client_certificates: None,
+                proxy_protocol: false,
+                allow: Vec::new(),
+                deny: Vec::new(),
             }],
             http: vec![Http {
                 address: address(Ipv4Addr::UNSPECIFIED, 8080),
                 serve: Serve::Redirect,
+                proxy_protocol: false,
+                allow: Vec::new(),
+                deny: Vec::new(),
             }],
             admin: Some(Admin {
                 address: address(Ipv4Addr::LOCALHOST, 9091),
+                allow: Vec::new(),
+                deny: Vec::new(),
             }),
             threads: Threads::AUTO,
             shutdown_grace: Period::secs(30),
@@ -52,7 +62,10 @@ impl Default for Server {
             reload_on_change: true,
             connections_max: 10_000,
             upstream_idle_max: 256,
+            connections_per_address_max: 1_024,
             trusted_proxies: Vec::new(),
+            client_address_header: ClientAddressHeader::default(),
+            client_certificate_header: None,
             timeouts: Timeouts::default(),
             bounds: Bounds::default(),
         }
@@ -98,7 +111,10 @@ impl Default for Bounds {
             headers_max: 100,
             uri_size_max: Size::kib(8),
             h2_streams_max: 100,
+            h2_resets_per_second_max: 100,
+            requests_per_connection_max: 100_000,
             body_size_max: Size::mib(10),
+            body_rate_min: Size::kib(16),
         }
     }
 }

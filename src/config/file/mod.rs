@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Environment;
 use super::values::{Address, Period, Requests, Secret, Size, Threads};
+use crate::gateway::ClientAddressHeader;
 use crate::telemetry::logging::Format;
+use crate::tls::ClientCertificateMode;
 
 pub use proxy::{
     Balance, Capacity, Ejection, Forwarded, HealthCheck, Protocol, Proxy, Retries, Upstream,
@@ -79,8 +81,14 @@ pub struct Server {
     /// Idle connections to upstreams that each listener keeps, over all of them.
     #[schemars(range(min = 1, max = 65_536))]
     pub upstream_idle_max: u32,
-    /// Networks whose X-Forwarded-For and X-Request-Id are believed, in CIDR notation.
+    /// Open connections of one client address; an IPv6 client is its /64.
+    pub connections_per_address_max: u32,
+    /// Networks whose word on the client's address, and X-Request-Id, are believed, in CIDR notation.
     pub trusted_proxies: Vec<String>,
+    /// The header in which they say it.
+    pub client_address_header: ClientAddressHeader,
+    /// The header that tells routes' targets the subject of the client's certificate; null for none.
+    pub client_certificate_header: Option<String>,
     pub timeouts: Timeouts,
     pub bounds: Bounds,
 }
@@ -95,6 +103,18 @@ pub struct Https {
     #[serde(default)]
     #[schemars(length(min = 1))]
     pub certificates: Vec<Certificate>,
+    /// Asks clients for a certificate (mTLS); null does not.
+    #[serde(default)]
+    pub client_certificates: Option<ClientCertificates>,
+    /// Whether each connection begins with a header of the PROXY protocol, version 1 or 2.
+    #[serde(default)]
+    pub proxy_protocol: bool,
+    /// Client networks that are let in; none means all.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Client networks that are not let in, even where they are allowed.
+    #[serde(default)]
+    pub deny: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -106,9 +126,23 @@ pub struct Certificate {
     /// PEM file with the private key.
     #[schemars(required)]
     pub key: Option<String>,
+    /// DER file with an OCSP response, sent along with the certificate.
+    #[serde(default)]
+    pub ocsp: Option<String>,
     /// Made at start when the files are missing; refused in production.
     #[serde(default)]
     pub development: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClientCertificates {
+    /// PEM file with the authorities that sign clients' certificates.
+    #[schemars(required)]
+    pub ca: Option<String>,
+    /// Whether a client may go without one.
+    #[serde(default)]
+    pub mode: ClientCertificateMode,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -119,6 +153,15 @@ pub struct Http {
     pub address: Option<Address>,
     #[serde(default)]
     pub serve: Serve,
+    /// Whether each connection begins with a header of the PROXY protocol, version 1 or 2.
+    #[serde(default)]
+    pub proxy_protocol: bool,
+    /// Client networks that are let in; none means all.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Client networks that are not let in, even where they are allowed.
+    #[serde(default)]
+    pub deny: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -137,6 +180,12 @@ pub struct Admin {
     /// IP address and port; keep it on a private network.
     #[schemars(required)]
     pub address: Option<Address>,
+    /// Client networks that are let in; none means all.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// Client networks that are not let in, even where they are allowed.
+    #[serde(default)]
+    pub deny: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -146,7 +195,7 @@ pub struct Timeouts {
     pub tls_handshake: Period,
     /// A whole request head.
     pub request_head: Period,
-    /// A whole request body.
+    /// A request body, and what its size takes at body_rate_min on top.
     pub request_body: Period,
     /// Longest stall while sending a response.
     pub write: Period,
@@ -165,8 +214,14 @@ pub struct Bounds {
     pub uri_size_max: Size,
     /// Requests at the same time on one HTTP/2 connection.
     pub h2_streams_max: u32,
+    /// Streams that a client may reset in a second on one HTTP/2 connection.
+    pub h2_resets_per_second_max: u32,
+    /// Requests on one connection.
+    pub requests_per_connection_max: u32,
     /// Request body of a route that has no limit of its own.
     pub body_size_max: Size,
+    /// Bytes a second that a request body must come in with in the long run.
+    pub body_rate_min: Size,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

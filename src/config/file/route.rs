@@ -23,6 +23,12 @@ pub struct Route {
     /// Who may call: `none`, `key`, or `{ role: admin }`.
     #[serde(default)]
     pub auth: RouteAuth,
+    /// Client networks that are let in; none means all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// Client networks that are not let in, even where they are allowed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: RouteLimits,
     #[serde(default, skip_serializing_if = "is_default")]

@@ -48,14 +48,11 @@ fn variables_override_the_file() {
     assert_eq!(config.limits.tiers.free.rate.per_minute, Some(3));
     assert_eq!(config.limits.tiers.free.rate.per_day, None);
     assert_eq!(config.limits.tiers.enterprise.rate.per_day, Some(9));
-    let Listener::Https {
-        address,
-        certificates,
-    } = &config.server.listeners[0]
-    else {
+    let Listener::Https { address, files, .. } = &config.server.listeners[0] else {
         panic!("HTTPS comes first")
     };
     assert_eq!(address.to_string(), "127.0.0.1:9443");
+    let certificates = &files.certificates;
     assert_eq!(certificates[0].cert.to_str(), Some("/tls/a.crt"));
     assert!(!certificates[0].development);
     let Listener::HttpRedirect { https_port, .. } = config.server.listeners[1] else {

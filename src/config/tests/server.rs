@@ -291,3 +291,40 @@ fn the_api_takes_a_module_its_input_and_the_framing() {
         File::default().server.bounds.body_size_max.0
     );
 }
+
+#[test]
+fn client_networks_are_read_for_each_listener_and_route() {
+    let config = load(
+        "server: { http: [{ address: '127.0.0.1:1', serve: routes, deny: [192.0.2.7] }],
+          admin: { address: '127.0.0.1:2', allow: [10.0.0.0/8, '::1'] } }
+routes: [{ name: a, match: { path: /a }, allow: [10.0.0.0/8], deny: [10.6.0.0/16], respond: {} }]",
+    )
+    .unwrap()
+    .config;
+    let lists = &config.gateway.listener_access;
+    assert_eq!(lists.len(), 3, "the default HTTPS listener, and two");
+    assert!(lists[0].permits(None));
+    assert_eq!((lists[1].deny.len(), lists[2].allow.len()), (1, 2));
+    let route = &config.routes[0].access;
+    assert!(route.permits("10.1.0.0".parse().ok()) && !route.permits("10.6.0.0".parse().ok()));
+    assert_eq!(
+        problems("server: { https: [{ address: '0.0.0.0:1', certificates: [{ cert: a, key: b }], allow: [ten], deny: [10.0.0.1/8] }] }").len(),
+        2
+    );
+    let both =
+        "server: { admin: { address: '127.0.0.1:2', allow: [10.0.0.0/8], deny: [10.0.0.0/8] } }";
+    assert!(warnings_with(both, &[]).join("").contains("denied too"));
+}
+
+#[test]
+fn the_proxy_protocol_needs_someone_to_trust() {
+    let listener = "http: [{ address: '127.0.0.1:1', serve: routes, proxy_protocol: true }]";
+    let said = problem(&format!("server: {{ {listener} }}"));
+    assert!(said.contains("server.trusted_proxies"), "{said}");
+    assert!(
+        load(&format!(
+            "server: {{ {listener}, trusted_proxies: [10.0.0.1] }}"
+        ))
+        .is_ok()
+    );
+}

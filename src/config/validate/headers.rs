@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use http::{HeaderName, HeaderValue};
 
 use crate::config::context::Context;
-use crate::config::file::{HeaderChanges, Headers, RouteHeaders};
+use crate::config::file::{HeaderChanges, Headers, RouteHeaders, Server};
 use crate::config::problem::{Path, shown};
 use crate::route::HeaderEdits;
 
@@ -91,6 +91,33 @@ pub fn hsts(headers: &Headers, cx: &mut Context) -> Option<Option<HeaderValue>> 
             None
         }
     }
+}
+
+/// The header for the subject of clients' certificates. The outer option is none for a bad one.
+pub fn client_certificate(server: &Server, cx: &mut Context) -> Option<Option<HeaderName>> {
+    let Some(text) = server.client_certificate_header.as_deref() else {
+        return Some(None);
+    };
+    let path = Path::from("server.client_certificate_header");
+    let name = name(text, &path, Direction::Request, cx)?;
+    // These mean something else to whoever reads the request.
+    let is_taken = ["host", "authorization", "cookie", "x-api-key", "forwarded"]
+        .contains(&name.as_str())
+        || name.as_str().starts_with("x-forwarded-");
+    if is_taken {
+        let hint = "use a name of its own, such as X-Client-Subject";
+        cx.problem(&path, "has a meaning already", hint);
+        return None;
+    }
+    if server
+        .https
+        .iter()
+        .all(|https| https.client_certificates.is_none())
+    {
+        let hint = "add client_certificates to a listener in server.https";
+        cx.warning(&path, "no listener asks for certificates", hint);
+    }
+    Some(Some(name))
 }
 
 /// A route's changes.

@@ -78,6 +78,8 @@ fn gateway(
     let timeouts = server::timeouts(&file.server.timeouts, cx);
     let bounds = server::bounds(&file.server, cx);
     let trusted_proxies = server::trusted_proxies(&file.server.trusted_proxies, cx);
+    let client_certificate_header = headers::client_certificate(&file.server, cx);
+    let listener_access = server::listener_access(&file.server, cx);
     let headers = headers::global(&file.headers, cx);
     let hsts = headers::hsts(&file.headers, cx);
     let compression = compression::compression(&file.compression, cx);
@@ -93,6 +95,9 @@ fn gateway(
         headers: headers?,
         hsts: hsts?,
         trusted_proxies: trusted_proxies?,
+        client_address_header: file.server.client_address_header,
+        client_certificate_header: client_certificate_header?,
+        listener_access: listener_access?,
         public_metrics_path: (file.metrics.enabled && file.metrics.public)
             .then(|| file.metrics.path.clone()),
         compression: compression?,

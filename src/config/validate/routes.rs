@@ -87,6 +87,7 @@ fn route(
         RouteAuth::Key => Auth::Key,
         RouteAuth::Role(role) => Auth::Role(role),
     };
+    let access = super::server::access(&route.allow, &route.deny, at, cx);
     let limits = limits(route, at, file, tiers, cx);
     let headers = headers::route(&route.headers, &at.key("headers"), cx);
     let cors = route.cors.as_ref();
@@ -95,6 +96,7 @@ fn route(
     Some(Route {
         name: name?,
         matcher: matcher?,
+        access: access?,
         auth,
         limits,
         headers: headers?,

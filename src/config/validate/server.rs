@@ -9,8 +9,8 @@ use crate::config::file::{self, Serve};
 use crate::config::problem::Path;
 use crate::config::values::{Period, Size};
 use crate::gateway::{Bounds, Listener, Timeouts};
-use crate::route::Network;
-use crate::tls::CertificateFiles;
+use crate::route::{Access, Network};
+use crate::tls::{CertificateFiles, ClientCertificates, TlsFiles};
 
 const LISTENERS_MAX: usize = 64;
 const NETWORKS_MAX: usize = 1_024;
@@ -22,6 +22,7 @@ pub fn server(server: &file::Server, cx: &mut Context) -> Option<Server> {
     for (index, https) in server.https.iter().enumerate() {
         listeners.extend(self::https(
             https,
+            !server.trusted_proxies.is_empty(),
             &at.key("https").index(index),
             &mut taken,
             cx,
@@ -37,6 +38,7 @@ pub fn server(server: &file::Server, cx: &mut Context) -> Option<Server> {
         listeners.extend(self::http(
             http,
             https_port,
+            !server.trusted_proxies.is_empty(),
             &at.key("http").index(index),
             &mut taken,
             cx,
@@ -107,6 +109,7 @@ fn upgrade_socket(server: &file::Server, at: &Path, cx: &mut Context) -> Option<
 
 fn https(
     https: &file::Https,
+    has_trusted: bool,
     at: &Path,
     taken: &mut Vec<SocketAddr>,
     cx: &mut Context,
@@ -123,10 +126,24 @@ fn https(
     for (index, certificate) in https.certificates.iter().enumerate() {
         certificates.extend(self::certificate(certificate, &path.index(index), cx));
     }
+    let proxy_protocol = proxy_protocol(https.proxy_protocol, has_trusted, at, cx);
     let address = address(https.address, at, taken, cx)?;
+    let clients = match &https.client_certificates {
+        Some(clients) => {
+            let at = at.key("client_certificates");
+            let ca = file_path(clients.ca.as_deref(), &at.key("ca"), cx)?;
+            let mode = clients.mode;
+            Some(ClientCertificates { ca, mode })
+        }
+        None => None,
+    };
     Some(Listener::Https {
         address,
-        certificates,
+        files: TlsFiles {
+            certificates,
+            clients,
+        },
+        proxy_protocol,
     })
 }
 
@@ -145,9 +162,14 @@ fn certificate(
             "name two files",
         );
     }
+    let ocsp = match &certificate.ocsp {
+        Some(path) => Some(file_path(Some(path), &at.key("ocsp"), cx)?),
+        None => None,
+    };
     Some(CertificateFiles {
         cert,
         key,
+        ocsp,
         development: certificate.development,
     })
 }
@@ -170,16 +192,22 @@ pub fn file_path(text: Option<&str>, path: &Path, cx: &mut Context) -> Option<Pa
 fn http(
     http: &file::Http,
     https_port: Option<u16>,
+    has_trusted: bool,
     at: &Path,
     taken: &mut Vec<SocketAddr>,
     cx: &mut Context,
 ) -> Option<Listener> {
+    let proxy_protocol = proxy_protocol(http.proxy_protocol, has_trusted, at, cx);
     let address = address(http.address, at, taken, cx)?;
     match (http.serve, https_port) {
-        (Serve::Routes, _) => Some(Listener::Http { address }),
+        (Serve::Routes, _) => Some(Listener::Http {
+            address,
+            proxy_protocol,
+        }),
         (Serve::Redirect, Some(https_port)) => Some(Listener::HttpRedirect {
             address,
             https_port,
+            proxy_protocol,
         }),
         (Serve::Redirect, None) => {
             if !cx.is_silenced(&Path::from("server.https")) {
@@ -293,6 +321,30 @@ pub fn bounds(server: &file::Server, cx: &mut Context) -> Bounds {
         1,
         1_000_000,
     );
+    cx.count(
+        &Path::from("server.connections_per_address_max"),
+        server.connections_per_address_max,
+        1,
+        1_000_000,
+    );
+    cx.count(
+        &at.key("h2_resets_per_second_max"),
+        bounds.h2_resets_per_second_max,
+        1,
+        100_000,
+    );
+    cx.count(
+        &at.key("requests_per_connection_max"),
+        bounds.requests_per_connection_max,
+        1,
+        1_000_000_000,
+    );
+    cx.size(
+        &at.key("body_rate_min"),
+        bounds.body_rate_min,
+        Size::kib(1),
+        Size::gib(1),
+    );
     cx.size(
         &at.key("head_size_max"),
         bounds.head_size_max,
@@ -326,6 +378,10 @@ pub fn bounds(server: &file::Server, cx: &mut Context) -> Bounds {
     }
     Bounds {
         connections_max: server.connections_max as usize,
+        connections_per_address_max: server.connections_per_address_max,
+        requests_per_connection_max: bounds.requests_per_connection_max,
+        h2_resets_per_second_max: bounds.h2_resets_per_second_max,
+        body_rate_min: bounds.body_rate_min.0,
         head_bytes_max: bounds.head_size_max.as_usize(),
         headers_max: bounds.headers_max as usize,
         uri_bytes_max: bounds.uri_size_max.as_usize(),
@@ -333,29 +389,72 @@ pub fn bounds(server: &file::Server, cx: &mut Context) -> Bounds {
     }
 }
 
-pub fn trusted_proxies(networks: &[String], cx: &mut Context) -> Option<Vec<Network>> {
+pub fn trusted_proxies(texts: &[String], cx: &mut Context) -> Option<Vec<Network>> {
     let at = Path::from("server.trusted_proxies");
-    if networks.len() > NETWORKS_MAX {
+    let parsed = networks(texts, &at, cx)?;
+    for (index, network) in parsed.iter().enumerate() {
+        if network.prefix_len == 0 {
+            cx.warning(
+                &at.index(index),
+                "every client can claim any address",
+                "name your proxies' networks",
+            );
+        }
+    }
+    Some(parsed)
+}
+
+/// Who is let in by each listener, in their order, the admin listener last.
+pub fn listener_access(server: &file::Server, cx: &mut Context) -> Option<Vec<Access>> {
+    let at = Path::from("server");
+    let https = server.https.iter().enumerate().map(|(index, https)| {
+        let at = at.key("https").index(index);
+        (&https.allow, &https.deny, at)
+    });
+    let http = server.http.iter().enumerate().map(|(index, http)| {
+        let at = at.key("http").index(index);
+        (&http.allow, &http.deny, at)
+    });
+    let admin = server.admin.iter();
+    let admin = admin.map(|admin| (&admin.allow, &admin.deny, at.key("admin")));
+    let lists: Vec<_> = https.chain(http).chain(admin).collect();
+    let parsed: Vec<Option<Access>> = lists
+        .into_iter()
+        .map(|(allow, deny, at)| access(allow, deny, &at, cx))
+        .collect();
+    parsed.into_iter().collect()
+}
+
+/// Lists of client networks.
+pub fn access(allow: &[String], deny: &[String], at: &Path, cx: &mut Context) -> Option<Access> {
+    let allow = networks(allow, &at.key("allow"), cx);
+    let deny = networks(deny, &at.key("deny"), cx);
+    let (allow, deny) = (allow?, deny?);
+    for (index, network) in allow.iter().enumerate() {
+        if deny.contains(network) {
+            cx.warning(
+                &at.key("allow").index(index),
+                format_args!("{network} is denied too, which counts"),
+                "remove one of them",
+            );
+        }
+    }
+    Some(Access { allow, deny })
+}
+
+fn networks(texts: &[String], at: &Path, cx: &mut Context) -> Option<Vec<Network>> {
+    if texts.len() > NETWORKS_MAX {
         cx.problem(
-            &at,
+            at,
             format_args!("has more than {NETWORKS_MAX} networks"),
             "name larger ones",
         );
         return None;
     }
-    let mut parsed = Vec::with_capacity(networks.len());
-    for (index, text) in networks.iter().enumerate() {
+    let mut parsed = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
         match Network::parse(text) {
-            Ok(network) => {
-                if network.prefix_len == 0 {
-                    cx.warning(
-                        &at.index(index),
-                        "every client can claim any address",
-                        "name your proxies' networks",
-                    );
-                }
-                parsed.push(network);
-            }
+            Ok(network) => parsed.push(network),
             Err(error) => {
                 cx.problem(
                     &at.index(index),
@@ -365,5 +464,17 @@ pub fn trusted_proxies(networks: &[String], cx: &mut Context) -> Option<Vec<Netw
             }
         }
     }
-    (parsed.len() == networks.len()).then_some(parsed)
+    (parsed.len() == texts.len()).then_some(parsed)
+}
+
+/// Whoever may send the header of the PROXY protocol may claim any address.
+fn proxy_protocol(is_on: bool, has_trusted: bool, at: &Path, cx: &mut Context) -> bool {
+    if is_on && !has_trusted {
+        cx.problem(
+            &at.key("proxy_protocol"),
+            "nobody is trusted to say where a connection comes from",
+            "name the load balancers' networks in server.trusted_proxies",
+        );
+    }
+    is_on
 }

@@ -27,6 +27,7 @@ fn route(
         )
     };
     Route {
+        access: crate::route::Access::default(),
         name: name.to_owned(),
         matcher: Match {
             hosts: hosts

@@ -18,6 +18,8 @@ pub struct Builder {
     env: BTreeMap<String, String>,
     /// What the plain HTTP listener serves.
     plain: &'static str,
+    /// More keys of the listeners `https`, `http` and `admin`; `second` adds one with TLS.
+    listeners: BTreeMap<&'static str, Value>,
 }
 
 /// A running gateway. Dropping it kills the process.
@@ -28,6 +30,8 @@ pub struct Gateway {
     pub https: u16,
     pub http: u16,
     pub admin: u16,
+    /// A second HTTPS listener, where there is one.
+    pub second: u16,
     stdout: Arc<Mutex<String>>,
     stderr: Arc<Mutex<String>>,
 }
@@ -40,6 +44,7 @@ pub fn gateway() -> Builder {
         config: json!({ "routes": built_in["routes"] }),
         env: BTreeMap::new(),
         plain: "redirect",
+        listeners: BTreeMap::new(),
     }
 }
 
@@ -77,6 +82,12 @@ impl Builder {
         self
     }
 
+    /// Starts in this directory.
+    pub fn in_dir(mut self, dir: tempfile::TempDir) -> Builder {
+        self.dir = Some(Arc::new(dir));
+        self
+    }
+
     /// Sets one value, by a path like `sandbox.guests_max`.
     pub fn set(mut self, path: &str, value: Value) -> Builder {
         let mut at = &mut self.config;
@@ -89,6 +100,12 @@ impl Builder {
 
     pub fn route(mut self, route: Value) -> Builder {
         self.config["routes"].as_array_mut().unwrap().push(route);
+        self
+    }
+
+    /// Gives the listener `https`, `second`, `http` or `admin` these keys, besides its address.
+    pub fn listener(mut self, name: &'static str, keys: Value) -> Builder {
+        self.listeners.insert(name, keys);
         self
     }
 
@@ -122,12 +139,27 @@ impl Builder {
     fn spawn(&self) -> Gateway {
         let dir = self.dir.clone().unwrap_or_else(|| Arc::new(workdir()));
         let (https, http, admin) = (free_port(), free_port(), free_port());
+        let second = free_port();
         let mut config = self.config.clone();
         let server = &mut config["server"];
         server["https"] = json!([{ "address": format!("127.0.0.1:{https}"), "certificates":
             [{ "cert": "certs/development.crt", "key": "certs/development.key", "development": true }] }]);
         server["http"] = json!([{ "address": format!("127.0.0.1:{http}"), "serve": self.plain }]);
         server["admin"] = json!({ "address": format!("127.0.0.1:{admin}") });
+        if self.listeners.contains_key("second") {
+            let address = json!({ "address": format!("127.0.0.1:{second}") });
+            server["https"].as_array_mut().unwrap().push(address);
+        }
+        for (name, keys) in &self.listeners {
+            let listener = match *name {
+                "admin" => &mut server["admin"],
+                "second" => &mut server["https"][1],
+                name => &mut server[name][0],
+            };
+            for (key, value) in keys.as_object().unwrap() {
+                listener[key] = value.clone();
+            }
+        }
         if server["threads"].is_null() {
             server["threads"] = json!(2);
         }
@@ -151,6 +183,7 @@ impl Builder {
             https,
             http,
             admin,
+            second,
             stdout,
             stderr,
         }
@@ -272,6 +305,39 @@ impl Gateway {
             .tls_certs_only([reqwest::Certificate::from_pem(&pem).unwrap()])
             .redirect(reqwest::redirect::Policy::none())
             .timeout(PATIENCE)
+    }
+
+    /// TLS over a connection that is there already, with what the client offers by ALPN.
+    pub async fn tls_over(
+        &self,
+        tcp: tokio::net::TcpStream,
+        protocols: &[&[u8]],
+    ) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        let trusted = self.dir.path().join("certs/development.crt");
+        self.tls_trusting(tcp, &trusted, protocols).await
+    }
+
+    /// The same, with another certificate.
+    pub async fn tls_trusting(
+        &self,
+        tcp: tokio::net::TcpStream,
+        trusted: &Path,
+        protocols: &[&[u8]],
+    ) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        use rustls::pki_types::pem::PemObject;
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut roots = rustls::RootCertStore::empty();
+        let pem = std::fs::read(trusted).unwrap();
+        for cert in rustls::pki_types::CertificateDer::pem_slice_iter(&pem) {
+            roots.add(cert.unwrap()).unwrap();
+        }
+        let mut config = rustls::ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let name = "localhost".try_into().unwrap();
+        connector.connect(name, tcp).await.unwrap()
     }
 
     /// Waits until this many guests run.

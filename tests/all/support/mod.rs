@@ -2,6 +2,7 @@
 
 pub mod gateway;
 pub mod postgres;
+pub mod recorder;
 pub mod upstream;
 
 use std::future::Future;

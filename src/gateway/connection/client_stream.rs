@@ -1,0 +1,298 @@
+//! The stream of a client's connection, as Pingora gets it: what the client sends is checked before
+//! Pingora reads it, and what Pingora would answer to an unreadable head is put into our own form.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes};
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::tls::{SslDigest, TlsRef};
+use pingora_core::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use super::frames::Frames;
+use super::framing::{Framing, Refusal};
+use super::{head_is_read, is_switched};
+use crate::gateway::respond::refusal_answer;
+use crate::gateway::{Bounds, Shared};
+use crate::telemetry::metrics::metrics;
+
+/// A client's connection.
+pub struct ClientStream {
+    pub io: Stream,
+    pub facts: Arc<ProxyDigest>,
+    pub protocol: Protocol,
+}
+
+/// What is spoken on it.
+pub enum Protocol {
+    Http1(Http1),
+    Http2(Http2),
+}
+
+pub struct Http1 {
+    shared: Arc<Shared>,
+    framing: Framing,
+    refusal: Option<Refusal>,
+    /// How much has been read of [`UNREADABLE`], which takes the place of what was refused.
+    unreadable_bytes: usize,
+    /// Our answer to a head that can't be read, while it is written.
+    answer: Option<Bytes>,
+}
+
+pub struct Http2 {
+    frames: Frames,
+    preface: Option<Preface>,
+}
+
+/// No part of an HTTP/1 request may begin with it, so that Pingora refuses the request wherever it is.
+const UNREADABLE: &[u8] = b"\rx";
+
+/// Bytes of the HTTP/2 connection preface (RFC 9113 section 3.4).
+const PREFACE_BYTES: usize = 24;
+
+/// The preface must come in time: Pingora awaits it without a timeout.
+struct Preface {
+    read: usize,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl Http1 {
+    pub fn new(shared: Arc<Shared>, bounds: &Bounds) -> Http1 {
+        Http1 {
+            framing: Framing::new(bounds),
+            shared,
+            refusal: None,
+            unreadable_bytes: 0,
+            answer: None,
+        }
+    }
+
+    /// Takes from what came in all that may not be read.
+    fn check(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
+        if is_switched() {
+            self.framing.switch_protocol();
+        }
+        if let Err((fine, refusal)) = self.framing.accept(&buf.filled()[before..]) {
+            buf.set_filled(before + fine);
+            self.refusal = Some(refusal);
+            if fine == 0 {
+                self.make_unreadable(buf);
+            }
+        }
+    }
+
+    fn make_unreadable(&mut self, buf: &mut ReadBuf<'_>) {
+        let rest = &UNREADABLE[self.unreadable_bytes..];
+        let taken = rest.len().min(buf.remaining());
+        buf.put_slice(&rest[..taken]);
+        self.unreadable_bytes += taken;
+    }
+
+    /// Before a head has been read, whatever is written is Pingora's bare refusal of it.
+    fn is_refusal(&self) -> bool {
+        self.answer.is_some() || !head_is_read()
+    }
+
+    /// Writes our answer instead of Pingora's, once.
+    fn poll_answer(
+        &mut self,
+        io: &mut Stream,
+        facts: &ProxyDigest,
+        cx: &mut Context<'_>,
+        pingoras: &[u8],
+    ) -> Poll<io::Result<()>> {
+        let is_tls = io.get_ssl_digest().is_some();
+        let answer = self.answer.get_or_insert_with(|| {
+            refusal_answer(&self.shared, facts, self.refusal, pingoras, is_tls)
+        });
+        while answer.has_remaining() {
+            let written = ready!(Pin::new(&mut *io).poll_write(cx, answer))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            answer.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Http2 {
+    pub fn new(resets_per_second: u32, preface_timeout: Duration) -> Http2 {
+        Http2 {
+            frames: Frames::new(resets_per_second, Instant::now()),
+            preface: Some(Preface {
+                read: 0,
+                deadline: Box::pin(tokio::time::sleep(preface_timeout)),
+            }),
+        }
+    }
+
+    fn check(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(preface) = &mut self.preface {
+            preface.read = preface.read.saturating_add(bytes.len());
+            if preface.read >= PREFACE_BYTES {
+                self.preface = None;
+            }
+        }
+        self.frames.accept(bytes, Instant::now).map_err(|flood| {
+            metrics().http2_flood(flood.as_str());
+            io::Error::other("the client floods the connection")
+        })
+    }
+
+    fn poll_preface(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.preface {
+            Some(preface) => {
+                ready!(preface.deadline.as_mut().poll(cx));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        match &mut this.protocol {
+            Protocol::Http1(http1) => {
+                if http1.refusal.is_some() {
+                    http1.make_unreadable(buf);
+                    return Poll::Ready(Ok(()));
+                }
+                ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+                http1.check(buf, before);
+                Poll::Ready(Ok(()))
+            }
+            Protocol::Http2(http2) => match Pin::new(&mut this.io).poll_read(cx, buf) {
+                Poll::Ready(Ok(())) => Poll::Ready(http2.check(&buf.filled()[before..])),
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending => http2.poll_preface(cx),
+            },
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if let Protocol::Http1(http1) = &mut this.protocol {
+            if http1.is_refusal() {
+                ready!(http1.poll_answer(&mut this.io, &this.facts, cx, buf))?;
+                return Poll::Ready(Ok(buf.len()));
+            }
+        }
+        Pin::new(&mut this.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if matches!(&self.protocol, Protocol::Http1(http1) if http1.is_refusal()) {
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            return self.poll_write(cx, first.map_or(&[], |buf| buf));
+        }
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+impl std::fmt::Debug for ClientStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientStream")
+            .field("io", &self.io)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Shutdown for ClientStream {
+    async fn shutdown(&mut self) {
+        Shutdown::shutdown(&mut *self.io).await;
+    }
+}
+
+impl UniqueID for ClientStream {
+    fn id(&self) -> UniqueIDType {
+        self.io.id()
+    }
+}
+
+impl Ssl for ClientStream {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.io.get_ssl()
+    }
+
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.io.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.io.selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for ClientStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.io.get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.io.get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.io.get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for ClientStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(Arc::clone(&self.facts))
+    }
+}
+
+impl GetSocketDigest for ClientStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.io.get_socket_digest()
+    }
+}
+
+#[async_trait]
+impl Peek for ClientStream {
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        self.io.try_peek(buf).await
+    }
+}

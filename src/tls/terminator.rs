@@ -1,0 +1,200 @@
+//! The TLS side of a listener: what ends TLS, and how it changes while connections come and go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use pingora_core::listeners::tls::Acceptor;
+use rustls::ServerConfig;
+
+use super::certificates::{Certificates, Set, TlsError, read};
+use super::stamp::Stamps;
+use super::{ClientCertificates, TlsFiles, client};
+use crate::telemetry::metrics::metrics;
+
+/// How often the files are looked at. A change is taken over once they have been the same for two
+/// looks, so that a certificate and its key can be replaced one after the other.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Ends TLS on a listener. Connections that are there stay as they are when it changes.
+pub struct Terminator {
+    /// For logs and metrics: its address.
+    listener: String,
+    certificates: Arc<Certificates>,
+    handshakes: ArcSwap<Handshakes>,
+}
+
+/// How handshakes are made, with the tickets that lead back to them. A client must not get around the
+/// question for its certificate with a ticket from elsewhere, so each listener has its own key for
+/// tickets, and a new one where the question changes.
+struct Handshakes {
+    clients: Option<ClientCertificates>,
+    /// The authorities, as they were read.
+    authorities: Vec<u8>,
+    acceptor: Acceptor,
+}
+
+/// What a terminator can change to without failing.
+pub struct Prepared {
+    set: Arc<Set>,
+    /// `None` where what is asked of clients is the same.
+    handshakes: Option<Arc<Handshakes>>,
+}
+
+impl Terminator {
+    /// Reads all files; one that can't be used fails the whole.
+    pub fn new(listener: String, files: TlsFiles) -> Result<Terminator, TlsError> {
+        let set = Set::load(Arc::new(files))?;
+        set.show(&listener, None);
+        let clients = set.files.clients.clone();
+        let certificates = Arc::new(Certificates {
+            set: ArcSwap::from_pointee(set),
+        });
+        let authorities = authorities(clients.as_ref())?;
+        let handshakes = Handshakes::new(&certificates, clients, authorities)?;
+        Ok(Terminator {
+            listener,
+            certificates,
+            handshakes: ArcSwap::from_pointee(handshakes),
+        })
+    }
+
+    /// Reads files for a later [`Terminator::install`], which can't fail any more.
+    pub fn prepare(&self, files: TlsFiles) -> Result<Prepared, TlsError> {
+        self.prepare_shared(Arc::new(files))
+    }
+
+    fn prepare_shared(&self, files: Arc<TlsFiles>) -> Result<Prepared, TlsError> {
+        let set = Arc::new(Set::load(files)?);
+        let clients = set.files.clients.clone();
+        let authorities = authorities(clients.as_ref())?;
+        let now = self.handshakes.load();
+        let is_same = now.clients == clients && now.authorities == authorities;
+        let handshakes = match is_same {
+            true => None,
+            false => Some(Arc::new(Handshakes::new(
+                &self.certificates,
+                clients,
+                authorities,
+            )?)),
+        };
+        Ok(Prepared { set, handshakes })
+    }
+
+    /// Uses these from now on.
+    pub fn install(&self, prepared: Prepared) {
+        let before = self.certificates.set.swap(Arc::clone(&prepared.set));
+        prepared.set.show(&self.listener, Some(&before));
+        if let Some(handshakes) = prepared.handshakes {
+            self.handshakes.store(handshakes);
+        }
+    }
+
+    pub fn acceptor(&self) -> impl std::ops::Deref<Target = Acceptor> + use<> {
+        struct Held(Arc<Handshakes>);
+        impl std::ops::Deref for Held {
+            type Target = Acceptor;
+            fn deref(&self) -> &Acceptor {
+                &self.0.acceptor
+            }
+        }
+        Held(self.handshakes.load_full())
+    }
+}
+
+impl Handshakes {
+    fn new(
+        certificates: &Arc<Certificates>,
+        clients: Option<ClientCertificates>,
+        authorities: Vec<u8>,
+    ) -> Result<Handshakes, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(TlsError::Rustls)?;
+        let builder = match &clients {
+            None => builder.with_no_client_auth(),
+            Some(clients) => {
+                builder.with_client_cert_verifier(client::verifier(clients, &authorities)?)
+            }
+        };
+        let mut config = builder.with_cert_resolver(Arc::clone(certificates) as Arc<_>);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // All suites are strong; ours come first all the same, as scanners want to see.
+        config.ignore_client_order = true;
+        config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(TlsError::Rustls)?;
+        Ok(Handshakes {
+            clients,
+            authorities,
+            acceptor: Acceptor::from_server_config(Arc::new(config)),
+        })
+    }
+}
+
+fn authorities(clients: Option<&ClientCertificates>) -> Result<Vec<u8>, TlsError> {
+    clients.map_or(Ok(Vec::new()), |clients| read(&clients.ca))
+}
+
+/// Takes over files that change, for ever. Files that can't be used change nothing, and are said to be so once.
+pub async fn watch(terminators: Vec<Arc<Terminator>>) {
+    let mut watched: Vec<Watched> = terminators.into_iter().map(Watched::new).collect();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        for one in &mut watched {
+            one.look();
+        }
+    }
+}
+
+struct Watched {
+    terminator: Arc<Terminator>,
+    /// What the last look saw, where that was new.
+    new: Option<Stamps>,
+    /// What was tried and could not be used.
+    refused: Option<Stamps>,
+}
+
+impl Watched {
+    fn new(terminator: Arc<Terminator>) -> Watched {
+        Watched {
+            terminator,
+            new: None,
+            refused: None,
+        }
+    }
+
+    fn look(&mut self) {
+        let before = self.terminator.certificates.set.load_full();
+        let stamps = Stamps::of(&before.files);
+        if stamps == before.stamps || self.refused.as_ref() == Some(&stamps) {
+            self.new = None;
+            return;
+        }
+        let is_settled = self.new.as_ref() == Some(&stamps);
+        self.new = Some(stamps.clone());
+        if !is_settled {
+            return;
+        }
+        let listener = &self.terminator.listener;
+        match self.terminator.prepare_shared(Arc::clone(&before.files)) {
+            Ok(prepared) => {
+                // A reload of the configuration may have come first; it has read the new files too.
+                let now = self.terminator.certificates.set.load();
+                if Arc::ptr_eq(&now, &before) {
+                    self.terminator.install(prepared);
+                }
+                self.refused = None;
+                metrics().certificate_reload("ok");
+                tracing::info!(listener, "changed certificates were taken over");
+            }
+            Err(error) => {
+                self.refused = Some(stamps);
+                metrics().certificate_reload("refused");
+                tracing::error!(listener, %error, "changed certificates can't be used; those in use stay");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
