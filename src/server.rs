@@ -235,7 +235,12 @@ impl Server {
     ) -> anyhow::Result<std::thread::JoinHandle<()>> {
         let conf = ServerConf {
             threads: self.config.server.threads,
-            upstream_keepalive_pool_size: self.config.server.upstream_idle_max,
+            // Pingora keeps as many for each of the threads.
+            upstream_keepalive_pool_size: self
+                .config
+                .server
+                .upstream_idle_max
+                .div_ceil(self.config.server.threads),
             max_retries: upstream::TRIES_MAX as usize,
             grace_period_seconds: Some(grace.as_secs() + 60),
             ..ServerConf::default()

@@ -11,10 +11,31 @@ use super::respond::Stop;
 use super::{Ctx, Gateway, Serves, request};
 use crate::failure::Failure;
 use crate::telemetry::health::Probe;
-use crate::telemetry::metrics::metrics;
+use crate::telemetry::metrics::{RouteMetrics, metrics};
 
 /// Where ACME clients answer HTTP-01 challenges (RFC 8555 section 8.3).
 pub(super) const ACME_CHALLENGE_PREFIX: &str = "/.well-known/acme-challenge/";
+
+/// Counters of what is not a route.
+pub struct BuiltinMetrics {
+    pub(super) health: RouteMetrics,
+    pub(super) metrics: RouteMetrics,
+    pub(super) api: RouteMetrics,
+    pub(super) redirect: RouteMetrics,
+    pub(super) none: RouteMetrics,
+}
+
+impl Default for BuiltinMetrics {
+    fn default() -> Self {
+        BuiltinMetrics {
+            health: RouteMetrics::new("builtin:health"),
+            metrics: RouteMetrics::new("builtin:metrics"),
+            api: RouteMetrics::new("builtin:api"),
+            redirect: RouteMetrics::new("builtin:redirect"),
+            none: RouteMetrics::new("builtin:none"),
+        }
+    }
+}
 
 impl Gateway {
     pub(super) async fn health(

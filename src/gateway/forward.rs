@@ -20,13 +20,10 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// What upstreams believe about the client, and only a trusted proxy may have said.
-const CLAIMS: [HeaderName; 5] = [
-    HeaderName::from_static("x-real-ip"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-server"),
-    HeaderName::from_static("x-forwarded-ssl"),
-    HeaderName::from_static("x-forwarded-prefix"),
+/// Meant for this gateway or its connection. (Pingora takes away the others of the kind.)
+const OURS: [HeaderName; 2] = [
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("http2-settings"),
 ];
 
 /// Changes the request before it is sent: who asks, through whom, and without our credentials.
@@ -40,6 +37,9 @@ pub(super) fn edit_request(
 ) -> Result<(), Box<Error>> {
     let client_host = client_host(session);
     remove_lookalikes(upstream, edits);
+    for name in &OURS {
+        upstream.remove_header(name);
+    }
     set_target(upstream, ctx);
     join_cookies(upstream)?;
     match (member, &client_host) {
@@ -133,9 +133,7 @@ fn say_who_asks(
 ) -> Result<(), Box<Error>> {
     let scheme = if is_tls(session) { "https" } else { "http" };
     if !ctx.peer_trusted {
-        for name in &CLAIMS {
-            upstream.remove_header(name);
-        }
+        remove_claims(upstream);
     }
     let before = |name: &HeaderName| ctx.peer_trusted.then(|| joined(session, name)).flatten();
     let chain = |before: Option<String>, own: String| match before {
@@ -160,16 +158,34 @@ fn say_who_asks(
             upstream.remove_header(&header::FORWARDED);
         }
     }
-    if proxy.forwarded.x {
-        upstream.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(scheme))?;
-        if let Some(host) = host {
-            upstream.insert_header(X_FORWARDED_HOST, host)?;
-        }
-    } else {
+    if !proxy.forwarded.x {
         upstream.remove_header(&X_FORWARDED_PROTO);
         upstream.remove_header(&X_FORWARDED_HOST);
+        return Ok(());
+    }
+    // What a trusted proxy says is what the client asked that one for.
+    if !upstream.headers.contains_key(X_FORWARDED_PROTO) {
+        upstream.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(scheme))?;
+    }
+    if let Some(host) = host
+        && !upstream.headers.contains_key(X_FORWARDED_HOST)
+    {
+        upstream.insert_header(X_FORWARDED_HOST, host)?;
     }
     Ok(())
+}
+
+/// What upstreams believe about the client, and only a trusted proxy may have said.
+fn remove_claims(upstream: &mut RequestHeader) {
+    let is_claim = |name: &str| name.starts_with("x-forwarded-") || name == "x-real-ip";
+    let names = upstream.headers.keys();
+    let claims: Vec<HeaderName> = names
+        .filter(|name| is_claim(name.as_str()))
+        .cloned()
+        .collect();
+    for name in claims {
+        upstream.remove_header(&name);
+    }
 }
 
 /// One element of `Forwarded` (RFC 7239 section 4).

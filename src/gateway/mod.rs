@@ -42,8 +42,9 @@ use crate::limits::Limiter;
 use crate::route::{self, Found, Redirect, Respond, Target};
 use crate::sandbox::Sandbox;
 use crate::telemetry::health::{Health, Probe};
-use crate::telemetry::metrics::RouteMetrics;
+use crate::upstream::Protocol;
 use body::BodyLimit;
+pub use builtin::BuiltinMetrics;
 pub use compress::Compression;
 pub use context::Ctx;
 use context::HandledBy;
@@ -66,27 +67,6 @@ pub struct Shared {
     pub builtin_metrics: BuiltinMetrics,
     /// The room for request bodies in memory.
     pub body_room: BodyRoom,
-}
-
-/// Counters of what is not a route.
-pub struct BuiltinMetrics {
-    health: RouteMetrics,
-    metrics: RouteMetrics,
-    api: RouteMetrics,
-    redirect: RouteMetrics,
-    none: RouteMetrics,
-}
-
-impl Default for BuiltinMetrics {
-    fn default() -> Self {
-        BuiltinMetrics {
-            health: RouteMetrics::new("builtin:health"),
-            metrics: RouteMetrics::new("builtin:metrics"),
-            api: RouteMetrics::new("builtin:api"),
-            redirect: RouteMetrics::new("builtin:redirect"),
-            none: RouteMetrics::new("builtin:none"),
-        }
-    }
 }
 
 /// The gateway as one listener sees it.
@@ -437,6 +417,17 @@ impl ProxyHttp for Gateway {
         ctx.proxied.begin_request();
         match (ctx.route(), proxy::proxy(ctx)) {
             (Some(route), Some(proxy)) => {
+                let wanted = proxy.upstreams.protocol;
+                let is_other = upstream.version != Version::HTTP_2 && !ctx.proxied.websocket;
+                if wanted == Protocol::Http2 && is_other {
+                    // What asked for HTTP/2 would lose its trailers, and each connection its streams.
+                    let mut error = Error::explain(
+                        ErrorType::H2Error,
+                        "the upstream does not speak HTTP/2: it chose another protocol (ALPN)",
+                    );
+                    error.as_up();
+                    return Err(error);
+                }
                 let member = ctx.member();
                 forward::edit_request(session, upstream, ctx, proxy, &route.headers, member)
             }
@@ -461,6 +452,8 @@ impl ProxyHttp for Gateway {
     ) -> pingora_core::Result<()> {
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             connection::mark_switched();
+        } else if response.status.is_informational() {
+            return Ok(());
         }
         self.finish_head(session, ctx, response)?;
         // Of HTTP/2 upstreams the end of a body is not always seen here.
@@ -471,6 +464,13 @@ impl ProxyHttp for Gateway {
             if ctx.encoder.is_some() {
                 response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
             }
+        }
+        if session.req_header().version == Version::HTTP_10
+            && !response.headers.contains_key(header::CONTENT_LENGTH)
+        {
+            // It knows no chunks (RFC 9112 section 6.1): the body ends with the connection.
+            response.remove_header(&header::TRANSFER_ENCODING);
+            session.set_keepalive(None);
         }
         Ok(())
     }
@@ -498,7 +498,7 @@ impl ProxyHttp for Gateway {
         error: &Error,
         ctx: &mut Ctx,
     ) -> FailToProxy {
-        let sent = session.response_written().is_some();
+        let sent = proxy::has_answered(session);
         let failure = if sent {
             None
         } else {

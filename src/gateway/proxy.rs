@@ -190,7 +190,9 @@ impl Gateway {
                     | ErrorType::H2Downgrade
                     | ErrorType::InvalidH2
             );
-        error.set_retry(is_lost && is_repeatable(session) && group.may_retry(&tries));
+        // Of a WebSocket's handshake nobody knows what the upstream has made of it.
+        let may_repeat = is_repeatable(session) && !ctx.proxied.websocket;
+        error.set_retry(is_lost && may_repeat && group.may_retry(&tries));
     }
 
     /// The head of an answer: judges the upstream by it, and may ask another one instead.
@@ -203,6 +205,9 @@ impl Gateway {
         let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
         if response.status.is_informational() && !upgraded {
             return Ok(());
+        }
+        if let Some(turn) = &ctx.proxied.turn {
+            turn.answered();
         }
         let group = ctx.route_index().and_then(|index| ctx.plan.group(index));
         if let (Some(group), Some(tries), Some(lease)) =
@@ -281,9 +286,17 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
     })
 }
 
+/// Whether the client has seen the beginning of the answer. What comes before that is none of it
+/// (RFC 9110 section 15.2).
+pub(super) fn has_answered(session: &Session) -> bool {
+    session.response_written().is_some_and(|written| {
+        !written.status.is_informational() || written.status == StatusCode::SWITCHING_PROTOCOLS
+    })
+}
+
 /// Whether sending the request once more does no harm.
 fn is_repeatable(session: &Session) -> bool {
-    session.response_written().is_none()
+    !has_answered(session)
         && session.req_header().method.is_idempotent()
         && !session.as_ref().retry_buffer_truncated()
 }
@@ -318,7 +331,13 @@ fn failure(error: &Error) -> Option<Failure> {
     match error.esource() {
         ErrorSource::Upstream => {
             metrics().upstream_failures.inc();
-            Some(upstream_failure(error.etype()))
+            // A WebSocket's connection has timeouts of its own.
+            let cause = error.root_cause().downcast_ref::<std::io::Error>();
+            let kind = match cause.map(std::io::Error::kind) {
+                Some(std::io::ErrorKind::TimedOut) => &ErrorType::ReadTimedout,
+                Some(_) | None => error.etype(),
+            };
+            Some(upstream_failure(kind))
         }
         ErrorSource::Downstream => match error.etype() {
             ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed => None,

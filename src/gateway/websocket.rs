@@ -1,6 +1,7 @@
 //! WebSockets through `proxy` routes (RFC 6455): which handshakes pass, and how long a socket may stay.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use http::{HeaderMap, Method, StatusCode, Version, header};
@@ -119,10 +120,16 @@ pub(super) fn check_agreed(session: &Session, response: &ResponseHeader) -> Resu
 /// Gives the connection its own limits: Pingora's timeouts look at one direction alone, and would end
 /// a socket on which only the other side speaks.
 pub(super) fn tether(peer: &mut HttpPeer, times: WebSocket) -> Arc<Turn> {
-    let tether = Tether::new(times.idle_timeout, times.lifetime_max);
+    let answer_timeout = peer.options.read_timeout.take();
+    let tether = Tether::new(
+        answer_timeout.unwrap_or(times.idle_timeout),
+        times.idle_timeout,
+        times.lifetime_max,
+    );
     let turn = tether.turn();
-    peer.options.read_timeout = None;
-    // What ends as a plain answer is not kept: its socket has a lifetime.
+    // What ends as a plain answer is not kept: its socket has a lifetime. (The pool could not tell such
+    // sockets from each other either, and would keep them without a bound.)
+    peer.options.idle_timeout = Some(Duration::ZERO);
     peer.group_key ^= tether.key();
     peer.options.custom_l4 = Some(Arc::new(tether));
     peer.options.set_http_version(1, 1);

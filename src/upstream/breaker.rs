@@ -20,9 +20,13 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
     Ordinary,
-    /// The one request that finds out whether the server is back.
-    Probe,
+    /// The one request that finds out whether the server is back, and until when it has for that.
+    Probe(ProbeTime),
 }
+
+/// Which probe it is: none has the same time as the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeTime(u64);
 
 pub struct Breaker {
     settings: Ejection,
@@ -68,9 +72,8 @@ impl Breaker {
         Duration::from_millis(until.saturating_sub(millis(now)))
     }
 
-    /// Lets a request through, or not. A server that is out is given one probe at a time: should the
-    /// probe end without a verdict, because its client went away, the next may try after as long
-    /// again as the first ejection takes.
+    /// Lets a request through, or not. A server that is out is given one probe at a time, and should
+    /// one take longer than the first ejection does, another.
     pub fn enter(&self, now: Instant) -> Option<Pass> {
         let until = self.out_until.load(Ordering::Relaxed);
         if until == 0 {
@@ -80,11 +83,23 @@ impl Breaker {
         if until > now {
             return None;
         }
-        let lease = now.saturating_add(whole_millis(self.settings.time));
+        let lease = now.saturating_add(whole_millis(self.settings.time).max(1));
         let swap =
             self.out_until
                 .compare_exchange(until, lease, Ordering::Relaxed, Ordering::Relaxed);
-        swap.is_ok().then_some(Pass::Probe)
+        swap.is_ok().then_some(Pass::Probe(ProbeTime(lease)))
+    }
+
+    /// A probe ended without a verdict, because its client went away or was refused: the next may try
+    /// at once.
+    pub fn undecided(&self, probe: ProbeTime, now: Instant) {
+        // Where another verdict came meanwhile, that holds.
+        let _ = self.out_until.compare_exchange(
+            probe.0,
+            millis(now).max(1),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
     }
 
     /// The server answered. Says whether that brought it back.
@@ -92,15 +107,25 @@ impl Breaker {
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
-        // A late answer to a request from before the ejection proves nothing about now.
-        pass == Pass::Probe && self.out_until.swap(0, Ordering::Relaxed) != 0
+        match pass {
+            // A late answer to a request from before the ejection proves nothing about now.
+            Pass::Ordinary => false,
+            Pass::Probe(ProbeTime(until)) => self
+                .out_until
+                .compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok(),
+        }
     }
 
     /// The server failed. Says whether that ejected it. `allowed` is whether one more of the group
     /// may be out.
     pub fn failed(&self, pass: Pass, now: Instant, allowed: impl FnOnce() -> bool) -> bool {
         match pass {
-            Pass::Probe => {}
+            Pass::Probe(ProbeTime(until)) => {
+                if self.out_until.load(Ordering::Relaxed) != until {
+                    return false;
+                }
+            }
             Pass::Ordinary => {
                 if self.is_ejected() {
                     return false;
@@ -161,6 +186,13 @@ mod tests {
         })
     }
 
+    fn probe(breaker: &Breaker, now: Instant) -> ProbeTime {
+        match breaker.enter(now) {
+            Some(Pass::Probe(probe)) => probe,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn fail(breaker: &Breaker, now: Instant, times: u32) -> bool {
         (0..times).fold(false, |_, _| breaker.failed(Pass::Ordinary, now, || true))
     }
@@ -183,13 +215,16 @@ mod tests {
         let (breaker, start) = (breaker(), Instant::now());
         fail(&breaker, start, 3);
         let later = start + Duration::from_secs(1);
-        assert_eq!(breaker.enter(later), Some(Pass::Probe));
+        let probe = probe(&breaker, later);
         assert_eq!(breaker.enter(later), None, "only one");
         // A late answer from before says nothing.
         assert!(!breaker.succeeded(Pass::Ordinary));
         assert_eq!(breaker.enter(later), None);
-        assert!(breaker.succeeded(Pass::Probe));
+        assert!(breaker.succeeded(Pass::Probe(probe)));
         assert_eq!(breaker.enter(later), Some(Pass::Ordinary));
+        // It has had its say.
+        assert!(!breaker.succeeded(Pass::Probe(probe)));
+        assert!(!breaker.failed(Pass::Probe(probe), later, || true));
     }
 
     #[test]
@@ -197,9 +232,15 @@ mod tests {
         let (breaker, start) = (breaker(), Instant::now());
         fail(&breaker, start, 3);
         let second = |s| start + Duration::from_secs(s);
-        assert_eq!(breaker.enter(second(1)), Some(Pass::Probe));
+        let slow = probe(&breaker, second(1));
         assert_eq!(breaker.enter(second(1)), None);
-        assert_eq!(breaker.enter(second(2)), Some(Pass::Probe));
+        let given_up = probe(&breaker, second(2));
+        // Late, it lets nobody in.
+        breaker.undecided(slow, second(2));
+        assert!(!breaker.succeeded(Pass::Probe(slow)));
+        assert_eq!(breaker.enter(second(2)), None);
+        breaker.undecided(given_up, second(2));
+        probe(&breaker, second(2));
     }
 
     #[test]
@@ -209,13 +250,13 @@ mod tests {
         for expected in [1, 2, 4, 4, 4] {
             assert_eq!(breaker.wait(now), Duration::from_secs(expected));
             now += Duration::from_secs(expected);
-            assert_eq!(breaker.enter(now), Some(Pass::Probe));
-            assert!(breaker.failed(Pass::Probe, now, || panic!("it is out already")));
+            let probe = probe(&breaker, now);
+            assert!(breaker.failed(Pass::Probe(probe), now, || panic!("it is out already")));
         }
         // After a long good time it begins with the shortest again.
         now += Duration::from_secs(4);
-        assert_eq!(breaker.enter(now), Some(Pass::Probe));
-        assert!(breaker.succeeded(Pass::Probe));
+        let probe = probe(&breaker, now);
+        assert!(breaker.succeeded(Pass::Probe(probe)));
         now += Duration::from_secs(9);
         fail(&breaker, now, 3);
         assert_eq!(breaker.wait(now), Duration::from_secs(1));

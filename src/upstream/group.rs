@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use pingora_core::upstreams::peer::HttpPeer;
 
+use super::breaker::Pass;
 use super::budget::Budget;
 use super::member::{Lease, Refused, State};
 use super::peer::{self, PeerError};
@@ -280,9 +281,11 @@ impl Group {
         if std::mem::replace(&mut lease.judged, true) {
             return;
         }
+        // What breaks later is judged as of any other request.
+        let pass = std::mem::replace(&mut lease.pass, Pass::Ordinary);
         let state = lease.state();
         state.metrics().ok.inc();
-        if state.breaker().is_some_and(|b| b.succeeded(lease.pass)) {
+        if state.breaker().is_some_and(|b| b.succeeded(pass)) {
             state.metrics().ejected.set(0);
             tracing::info!(upstream = %state.server(), "the upstream answers again");
         }
@@ -291,6 +294,7 @@ impl Group {
     /// The server failed, before its answer or in the middle of it.
     pub fn failed(&self, lease: &mut Lease, failed: Failed) {
         lease.judged = true;
+        let pass = std::mem::replace(&mut lease.pass, Pass::Ordinary);
         let state = lease.state();
         match failed {
             Failed::Connecting => state.metrics().connect_failed.inc(),
@@ -299,7 +303,7 @@ impl Group {
         let Some(breaker) = state.breaker() else {
             return;
         };
-        let ejected = breaker.failed(lease.pass, Instant::now(), || match failed {
+        let ejected = breaker.failed(pass, Instant::now(), || match failed {
             Failed::Connecting => true,
             Failed::Answering => self.may_eject(),
         });

@@ -246,6 +246,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if let (Pass::Probe(probe), Some(breaker)) = (self.pass, self.state.breaker()) {
+            breaker.undecided(probe, Instant::now());
+        }
         self.state.metrics.active.dec();
         self.state.leave();
     }

@@ -1,9 +1,10 @@
-//! A connection that ends by itself: after a silence in both directions, and at an age.
+//! A connection that ends by itself: where no answer comes, after a silence in both directions, and at
+//! an age.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tokio::time::{Instant, Sleep};
 /// Connects as Pingora would, and gives the connection its limits.
 #[derive(Debug)]
 pub struct Tether {
+    answer_timeout: Duration,
     idle_timeout: Duration,
     lifetime_max: Duration,
     key: u64,
@@ -30,7 +32,10 @@ pub struct Tether {
 /// the request (which has no body) is at its end, it takes that end for the upgraded connection's and
 /// closes it. So nothing is read until it has.
 #[derive(Debug, Default)]
-pub struct Turn(AtomicU8);
+pub struct Turn {
+    now: AtomicU8,
+    answered: AtomicBool,
+}
 
 const ANYONE: u8 = 0;
 const REQUEST: u8 = 1;
@@ -41,23 +46,28 @@ const PUT_OFF_MAX: u32 = 1000;
 impl Turn {
     /// The connection is there, and the request is about to be written.
     pub fn begin_request(&self) {
-        self.0.store(REQUEST, Ordering::Relaxed);
+        self.now.store(REQUEST, Ordering::Relaxed);
+    }
+
+    /// The head of the answer has come.
+    pub fn answered(&self) {
+        self.answered.store(true, Ordering::Relaxed);
     }
 
     /// The end of the request is on its way to the task that reads the answer.
     pub fn end_request(&self) {
         let _ =
-            self.0
+            self.now
                 .compare_exchange(REQUEST, REQUEST_ENDED, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Whether to read now. After the end of the request one read is put off, which has the other half
     /// of Pingora's `select!` looked at: that is where the end waits.
     fn is_answers(&self) -> bool {
-        match self.0.load(Ordering::Relaxed) {
+        match self.now.load(Ordering::Relaxed) {
             ANYONE => true,
             REQUEST_ENDED => {
-                self.0.store(ANYONE, Ordering::Relaxed);
+                self.now.store(ANYONE, Ordering::Relaxed);
                 false
             }
             _ => false,
@@ -66,9 +76,12 @@ impl Turn {
 }
 
 impl Tether {
-    pub fn new(idle_timeout: Duration, lifetime_max: Duration) -> Tether {
+    /// `answer_timeout` is the longest silence before the head of the answer, `idle_timeout` the longest
+    /// after it.
+    pub fn new(answer_timeout: Duration, idle_timeout: Duration, lifetime_max: Duration) -> Tether {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Tether {
+            answer_timeout,
             idle_timeout,
             lifetime_max,
             key: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -113,10 +126,13 @@ impl Connect for Tether {
         let now = Instant::now();
         Ok(VirtualSocketStream::new(Box::new(Tethered {
             socket,
+            answer_timeout: self.answer_timeout,
             idle_timeout: self.idle_timeout,
             heard: now,
             ends: now + self.lifetime_max,
-            alarm: Box::pin(tokio::time::sleep(self.idle_timeout.min(self.lifetime_max))),
+            alarm: Box::pin(tokio::time::sleep(
+                self.answer_timeout.min(self.lifetime_max),
+            )),
             turn: self.turn(),
             put_off: 0,
         }))
@@ -125,10 +141,11 @@ impl Connect for Tether {
 }
 
 /// The connection. At its end it reads as closed by the other side, so everything above it ends in
-/// the ordinary way.
+/// the ordinary way; where no answer comes, reading fails.
 #[derive(Debug)]
 struct Tethered<S = TcpStream> {
     socket: S,
+    answer_timeout: Duration,
     idle_timeout: Duration,
     /// When something last went either way.
     heard: Instant,
@@ -161,9 +178,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tethered<S> {
         }
         loop {
             ready!(self.alarm.as_mut().poll(cx));
-            let due = self.ends.min(self.heard + self.idle_timeout);
+            let answered = self.turn.answered.load(Ordering::Relaxed);
+            let silence_max = match answered {
+                true => self.idle_timeout,
+                false => self.answer_timeout,
+            };
+            let due = self.ends.min(self.heard + silence_max);
             if Instant::now() >= due {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(match answered {
+                    true => Ok(()),
+                    false => Err(io::ErrorKind::TimedOut.into()),
+                });
             }
             self.alarm.as_mut().reset(due);
         }
@@ -214,13 +239,17 @@ mod tests {
         let (socket, other) = tokio::io::duplex(64);
         let now = Instant::now();
         let (idle, lifetime) = (Duration::from_secs(idle), Duration::from_secs(lifetime));
+        let answer = Duration::from_secs(3);
+        let turn = Arc::<Turn>::default();
+        turn.answered();
         let tethered = Tethered {
             socket,
+            answer_timeout: answer,
             idle_timeout: idle,
             heard: now,
             ends: now + lifetime,
-            alarm: Box::pin(tokio::time::sleep(idle.min(lifetime))),
-            turn: Arc::default(),
+            alarm: Box::pin(tokio::time::sleep(answer.min(lifetime))),
+            turn,
             put_off: 0,
         };
         (tethered, other)
@@ -247,6 +276,16 @@ mod tests {
         turn.begin_request();
         // An end that never comes is not waited for without end.
         assert!((0..=PUT_OFF_MAX).any(|_| read(&mut tethered)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_fails_where_no_answer_comes() {
+        let (mut tethered, _other) = pair(10, 1000);
+        tethered.turn = Arc::default();
+        let start = Instant::now();
+        let failed = tethered.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(failed.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(start.elapsed().as_secs(), 3);
     }
 
     #[tokio::test(start_paused = true)]
