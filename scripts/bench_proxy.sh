@@ -52,10 +52,12 @@ peers=(gateway bare)
 if command -v nginx >/dev/null; then peers+=(nginx); else echo "bench_proxy.sh: nginx is not installed and left out" >&2; fi
 
 work=$(mktemp -d)
-proxy= upstream=
+proxy=
+upstream=
 end() {
   [ -z "$1" ] && return
-  kill "$1" 2>/dev/null || true
+  # At once: Pingora by itself would let connections end for five minutes.
+  kill -KILL "$1" 2>/dev/null || true
   wait "$1" 2>/dev/null || true
 }
 trap 'end "$proxy"; end "$upstream"; rm -rf "$work"' EXIT
@@ -143,7 +145,7 @@ CONF
 wait_for_port() {
   local tries
   for ((tries = 0; tries < 300; tries++)); do
-    curl -sk -o /dev/null "https://127.0.0.1:$port/" && return
+    curl -sk --max-time 5 -o /dev/null "https://127.0.0.1:$port/" && return
     kill -0 "$proxy" 2>/dev/null || break
     sleep 0.1
   done
