@@ -1,8 +1,11 @@
 //! The signal that interrupts a guest. On x86-64 only; elsewhere the guest's code polls.
 
-#![expect(
-    unsafe_code,
-    reason = "installs a signal handler that redirects a thread"
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(
+        unsafe_code,
+        reason = "installs a signal handler that redirects a thread"
+    )
 )]
 
 #[cfg(target_arch = "x86_64")]
