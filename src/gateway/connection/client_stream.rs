@@ -195,11 +195,11 @@ impl AsyncWrite for ClientStream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if let Protocol::Http1(http1) = &mut this.protocol {
-            if http1.is_refusal() {
-                ready!(http1.poll_answer(&mut this.io, &this.facts, cx, buf))?;
-                return Poll::Ready(Ok(buf.len()));
-            }
+        if let Protocol::Http1(http1) = &mut this.protocol
+            && http1.is_refusal()
+        {
+            ready!(http1.poll_answer(&mut this.io, &this.facts, cx, buf))?;
+            return Poll::Ready(Ok(buf.len()));
         }
         Pin::new(&mut this.io).poll_write(cx, buf)
     }
