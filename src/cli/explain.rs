@@ -99,6 +99,10 @@ fn explain(request: &Request, config: &Config, table: &Table) -> (bool, Value) {
     if let Some(address) = request.address {
         report["client"] = client(address, &config.gateway);
     }
+    if matches!(request.method, Method::TRACE | Method::CONNECT) {
+        report["outcome"] = json!("405, before any route: the method is refused everywhere");
+        return (false, report);
+    }
     let path = match route::normalize(&request.path) {
         Ok(path) => path,
         Err(error) => {
@@ -124,9 +128,13 @@ fn explain(request: &Request, config: &Config, table: &Table) -> (bool, Value) {
     report["routes"] = json!({ "near": near, "in_all": candidates.len() });
     match found {
         Found::Route { route, params, .. } => {
-            report["outcome"] = json!(format!("the route `{}`", route.name));
+            let is_refused = request.address.is_some() && !route.access.permits(request.address);
+            report["outcome"] = json!(match is_refused {
+                true => format!("403: the route `{}` is not for this address", route.name),
+                false => format!("the route `{}`", route.name),
+            });
             report["route"] = details(route, &params, config);
-            (true, report)
+            (!is_refused, report)
         }
         Found::MethodNotAllowed { allow } => {
             let allow: Vec<&str> = allow.iter().map(Method::as_str).collect();
@@ -205,6 +213,8 @@ fn details(route: &Route, params: &[(String, String)], config: &Config) -> Value
             "headers": list(headers.collect(), "none asked for"),
         },
         "parameters": params,
+        "allow": list(route.access.allow.iter().map(ToString::to_string).collect(), "any address"),
+        "deny": list(route.access.deny.iter().map(ToString::to_string).collect(), "none"),
         "auth": match route.auth {
             Auth::None => "anyone".to_owned(),
             Auth::Key => "an API key".to_owned(),

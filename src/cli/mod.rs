@@ -201,8 +201,8 @@ fn configured(file: Option<&std::path::Path>) -> anyhow::Result<Configured> {
             })
         }
         Err(problems) => {
-            eprint!("{problems}");
-            bail!("the configuration is not valid; nothing was started");
+            eprintln!("{problems}");
+            bail!("the configuration is not valid");
         }
     }
 }

@@ -79,7 +79,19 @@ pub(super) fn begin(
         return Ok(None);
     };
     let compression = &ctx.plan.settings.compression;
-    if !route.compress.unwrap_or(compression.enabled) || !is_fit(compression, head, length) {
+    if !route.compress.unwrap_or(compression.enabled) {
+        return Ok(None);
+    }
+    if head.status == StatusCode::NOT_MODIFIED && head.headers.contains_key(header::ETAG) {
+        // Of an answer that may have been compressed, and says what that one said (RFC 9110 section
+        // 15.4.5).
+        vary(head, "accept-encoding")?;
+        if accepted(&session.req_header().headers).is_some() {
+            weaken_tag(head)?;
+        }
+        return Ok(None);
+    }
+    if !is_fit(compression, head, length) {
         return Ok(None);
     }
     vary(head, "accept-encoding")?;
@@ -203,7 +215,11 @@ fn edit_head(head: &mut ResponseHeader, coding: Coding) -> Result<(), Box<Error>
     head.insert_header(header::CONTENT_ENCODING, coding.name())?;
     head.remove_header(&header::CONTENT_LENGTH);
     head.remove_header(&header::ACCEPT_RANGES);
-    // The same content in other bytes: no longer equal byte for byte (RFC 9110 section 8.8.1).
+    weaken_tag(head)
+}
+
+/// The same content in other bytes: no longer equal byte for byte (RFC 9110 section 8.8.1).
+fn weaken_tag(head: &mut ResponseHeader) -> Result<(), Box<Error>> {
     let tag = head.headers.get(header::ETAG).map(HeaderValue::as_bytes);
     if let Some(tag) = tag
         && tag.starts_with(b"\"")

@@ -109,7 +109,14 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
             Some(terminator) => {
                 let timeout = settings.timeouts.tls_handshake;
                 let io = handshake(terminator, *tcp, timeout).await?;
-                facts.certificate = io.get_ssl().and_then(ClientCertificate::of);
+                facts.certificate = match io.get_ssl().map(ClientCertificate::of) {
+                    Some(Ok(certificate)) => certificate,
+                    None => None,
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "a connection was refused");
+                        return None;
+                    }
+                };
                 io
             }
         };

@@ -12,16 +12,6 @@ use super::{Ctx, Gateway};
 use crate::failure::Failure;
 use crate::route::Cors;
 
-/// What a target may have said itself: where the gateway decides, it decides alone.
-const OWN: [HeaderName; 6] = [
-    header::ACCESS_CONTROL_ALLOW_ORIGIN,
-    header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-    header::ACCESS_CONTROL_ALLOW_METHODS,
-    header::ACCESS_CONTROL_ALLOW_HEADERS,
-    header::ACCESS_CONTROL_EXPOSE_HEADERS,
-    header::ACCESS_CONTROL_MAX_AGE,
-];
-
 /// The method that a preflight asks for; `None` when the request is none.
 pub(super) fn preflight_for(head: &RequestHeader) -> Option<Method> {
     if head.method != Method::OPTIONS || !head.headers.contains_key(header::ORIGIN) {
@@ -67,8 +57,14 @@ pub(super) fn add_headers(
     head: &mut ResponseHeader,
 ) -> Result<(), Box<Error>> {
     if !ctx.is_preflight {
-        for name in &OWN {
-            head.remove_header(name);
+        // What the target may have said itself: where the gateway decides, it decides alone.
+        let names = head.headers.keys();
+        let own: Vec<HeaderName> = names
+            .filter(|name| name.as_str().starts_with("access-control-"))
+            .cloned()
+            .collect();
+        for name in own {
+            head.remove_header(&name);
         }
     }
     // Also where there is no origin: a cache must not give that answer to a page.

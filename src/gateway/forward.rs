@@ -90,8 +90,9 @@ fn set_target(upstream: &mut RequestHeader, ctx: &Ctx) {
     }
 }
 
-/// To CGI and what follows its naming, `X_Forwarded_For` is `X-Forwarded-For`. So a header with `_`
-/// is dropped where its name would else pass for one that the gateway vouches for.
+/// To CGI and what follows its naming, `X_Forwarded_For` is `X-Forwarded-For`, and so is
+/// `X.Forwarded.For` to some. So such a header is dropped where its name would else pass for one that
+/// the gateway vouches for.
 fn remove_lookalikes(upstream: &mut RequestHeader, edits: &HeaderEdits) {
     let is_ours = |name: &str| {
         name.starts_with("x-forwarded-")
@@ -114,7 +115,12 @@ fn remove_lookalikes(upstream: &mut RequestHeader, edits: &HeaderEdits) {
     };
     let names = upstream.headers.keys();
     let lookalikes: Vec<HeaderName> = names
-        .filter(|name| name.as_str().contains('_') && is_ours(&name.as_str().replace('_', "-")))
+        .filter(|name| {
+            let as_read = name
+                .as_str()
+                .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+            as_read != name.as_str() && is_ours(&as_read)
+        })
         .cloned()
         .collect();
     for name in lookalikes {

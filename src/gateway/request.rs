@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
-use pingora_core::Error;
+use pingora_core::{Error, ErrorType};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use uuid::Uuid;
@@ -151,24 +151,42 @@ pub(super) fn use_origin_form(head: &mut RequestHeader) {
 }
 
 /// Puts the subject of the client's certificate into the request, or nothing: what the client itself
-/// sends under this name, or one that software may take for it (`_` for `-`), is a forgery.
+/// sends under this name, or one that software may take for it (`_` or `.` for `-`), is a forgery. Nor
+/// may the client have it taken away again, by naming it in `Connection`.
 pub(super) fn name_client(session: &mut Session, name: &HeaderName) -> Result<(), Box<Error>> {
     let subject = super::connection::facts(session)
         .and_then(|facts| facts.certificate.as_ref())
-        .map(|certificate| certificate.header.clone());
+        .and_then(|certificate| certificate.header.clone());
     let head = session.req_header_mut();
-    let is_alike = |other: &&HeaderName| {
-        let (other, name) = (other.as_str(), name.as_str());
-        other.len() == name.len() && other.replace('_', "-") == name.replace('_', "-")
-    };
+    let is_alike = |other: &&HeaderName| looks_alike(other.as_str(), name.as_str());
     let alike: Vec<HeaderName> = head.headers.keys().filter(is_alike).cloned().collect();
     for name in alike {
         head.remove_header(&name);
     }
     if let Some(subject) = subject {
+        let nominated = head.headers.get_all(header::CONNECTION).iter();
+        let mut nominated = nominated.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+        if nominated.any(|token| {
+            token
+                .trim_ascii()
+                .eq_ignore_ascii_case(name.as_str().as_bytes())
+        }) {
+            return Err(Error::explain(
+                ErrorType::HTTPStatus(400),
+                "Connection names the header of the client's certificate",
+            ));
+        }
         head.insert_header(name.clone(), subject)?;
     }
     Ok(())
+}
+
+/// Whether software that takes other bytes than letters and digits for each other would take one name
+/// for the other, as CGI does.
+pub(super) fn looks_alike(name: &str, other: &str) -> bool {
+    let same =
+        |(a, b): (u8, u8)| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric());
+    name.len() == other.len() && name.bytes().zip(other.bytes()).all(same)
 }
 
 /// The request's id: the client's own only when a trusted proxy passes it on, else a new one.
@@ -197,6 +215,16 @@ mod tests {
             head.insert_header("host", host).unwrap();
         }
         head
+    }
+
+    #[test]
+    fn names_that_software_takes_for_each_other_look_alike() {
+        for other in ["x-client-subject", "x_client_subject", "x.client-subject"] {
+            assert!(looks_alike(other, "x-client-subject"), "{other}");
+        }
+        for other in ["x-client-subjec", "x-client-subjects", "xaclient-subject"] {
+            assert!(!looks_alike(other, "x-client-subject"), "{other}");
+        }
     }
 
     fn bounds() -> Bounds {

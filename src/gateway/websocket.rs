@@ -58,6 +58,9 @@ pub(super) fn check(session: &mut Session, proxy: &Proxy) -> Result<bool, Failur
     let head = session.req_header_mut();
     let set = head.insert_header(header::UPGRADE, "websocket");
     set.map_err(|_| Failure::internal())?;
+    // Nor does it name headers of the handshake to be taken away.
+    let set = head.insert_header(header::CONNECTION, "Upgrade");
+    set.map_err(|_| Failure::internal())?;
     Ok(true)
 }
 

@@ -92,6 +92,8 @@ pub(super) async fn stop(handover: Option<&Handover>) -> std::io::Result<Stop> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut quit = signal(SignalKind::quit())?;
+    // Tools that rotate logs send it, and by itself it ends a process. Taken, it does nothing.
+    let _rotated = signal(SignalKind::user_defined1())?;
     let successor = async {
         match handover {
             Some(handover) => handover.successor().await,

@@ -12,6 +12,8 @@ fn config(dir: &std::path::Path) {
         respond("any", json!({ "path": "/a" })),
         respond("beta", json!({ "path": "/a", "headers": { "X-Env": "beta" } })),
         respond("post", json!({ "path": "/a", "methods": ["POST"] })),
+        { "name": "inside", "match": { "path": "/inside" }, "allow": ["10.0.0.0/8"], "auth": "none",
+          "respond": { "body": "x" } },
         { "name": "user", "match": { "path": "/users/{id}" }, "auth": { "role": "admin" },
           "limits": { "per_minute": 7, "execution_timeout": "2s" },
           "headers": { "request": { "set": { "X-Secret": "hunter2" }, "remove": ["Cookie"] } },
@@ -83,7 +85,7 @@ fn what_applies_is_listed_without_secrets() {
     let report: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(report["route"]["name"], "user");
     assert_eq!(report["route"]["parameters"]["id"], "7");
-    assert_eq!(report["routes"]["in_all"], 6);
+    assert_eq!(report["routes"]["in_all"], 7);
 }
 
 #[test]
@@ -98,6 +100,17 @@ fn what_no_route_answers() {
             "answered by the gateway itself: health",
         ),
         (&["POST", "/api/wasm/execute"], 0, "the API"),
+        (&["TRACE", "/a"], 1, "405, before any route"),
+        (
+            &["GET", "/inside", "--address", "10.1.2.3"],
+            0,
+            "the route `inside`",
+        ),
+        (
+            &["GET", "/inside", "--address", "11.1.2.3"],
+            1,
+            "403: the route `inside`",
+        ),
         (&["G T", "/"], 1, "this is no method"),
         (&["GET", "example.com"], 1, "name a URL"),
         (&["GET", "/a", "-H", "nonsense"], 1, "write Name: value"),

@@ -172,6 +172,10 @@ impl AsyncRead for ClientStream {
         match &mut this.protocol {
             Protocol::Http1(http1) => {
                 if http1.refusal.is_some() {
+                    if is_switched() {
+                        // Another protocol goes on here, which must not see what we make up.
+                        return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                    }
                     http1.make_unreadable(buf);
                     return Poll::Ready(Ok(()));
                 }
