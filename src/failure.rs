@@ -52,6 +52,7 @@ pub mod code {
     pub const COMPILERS_BUSY: &str = "compilers_busy";
     pub const GUESTS_BUSY: &str = "guests_busy";
     pub const SHUTTING_DOWN: &str = "shutting_down";
+    pub const USAGE_UNAVAILABLE: &str = "usage_unavailable";
     pub const DATABASE_UNAVAILABLE: &str = "database_unavailable";
     pub const AUTHENTICATION_UNAVAILABLE: &str = "authentication_unavailable";
     pub const UPSTREAM_BUSY: &str = "upstream_busy";
@@ -95,6 +96,7 @@ pub mod code {
         COMPILERS_BUSY,
         GUESTS_BUSY,
         SHUTTING_DOWN,
+        USAGE_UNAVAILABLE,
         DATABASE_UNAVAILABLE,
         AUTHENTICATION_UNAVAILABLE,
         UPSTREAM_BUSY,

@@ -16,6 +16,7 @@ pub mod modules;
 pub mod route;
 pub mod tls;
 pub mod upstream;
+pub mod usage;
 
 pub mod sandbox;
 pub mod store;

@@ -1,6 +1,7 @@
 //! The composition root: from the configuration to listeners, services and background tasks.
 
 mod notify;
+mod records;
 mod reload;
 mod sockets;
 mod stop;
@@ -38,6 +39,7 @@ use crate::telemetry::health::Health;
 use crate::telemetry::metrics::metrics;
 use crate::tls::{self, CertificateFiles, Terminator, TlsError};
 use crate::upstream;
+use records::Records;
 use reload::Reloader;
 use sockets::{OnSocket, Socket};
 use stop::{Stop, Successor};
@@ -45,7 +47,7 @@ use upgrade::{Handover, Predecessor};
 
 /// How often the database is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(1);
-/// How often counts (executions, last use of keys) are written.
+/// How often the last use of keys is written.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
 /// Idle connections stay this long after shutdown began, so that a request that is already on its
 /// way is answered.
@@ -66,7 +68,6 @@ pub struct Server {
     config: Config,
     store: Store,
     auth: Authenticator,
-    registry: Registry,
     shared: Arc<Shared>,
     listeners: Vec<Bound>,
     reloader: Reloader,
@@ -120,12 +121,14 @@ impl Server {
             sandbox.clone(),
             config.sandbox.wasm_bytes_max,
         );
+        let usage = records::open(&config.usage)?;
         let control_plane = api::State {
             settings: Arc::new(config.api.clone()),
             store: store.clone(),
             auth: auth.clone(),
             registry: registry.clone(),
             sandbox: sandbox.clone(),
+            usage: usage.clone(),
             key_creation: Arc::default(),
         };
         let plan = Plan::prepare(parts(&config, &control_plane), &registry, None)
@@ -144,6 +147,7 @@ impl Server {
             control: tokio::runtime::Handle::current(),
             builtin_metrics: BuiltinMetrics::default(),
             body_room: BodyRoom::new(config.gateway.api_body_bytes_max),
+            usage,
         });
         let terminators = listeners.iter().filter_map(|l| l.tls.clone()).collect();
         let reloader = Reloader {
@@ -158,7 +162,6 @@ impl Server {
             config,
             store,
             auth,
-            registry,
             shared,
             listeners,
             reloader,
@@ -181,6 +184,7 @@ impl Server {
         let grace = self.config.server.shutdown_grace;
         let serving = self.start_pingora(listeners, stopped, grace)?;
         let background = self.start_background();
+        let records = Records::start(&self.shared, &self.store, &self.config.usage);
         let certificates = tokio::spawn(tls::watch(self.reloader.terminators.clone()));
         let reloads = tokio::spawn(self.reloader.run());
         wait_until_accepting(&addresses).await?;
@@ -218,7 +222,8 @@ impl Server {
         drain(grace).await;
         self.shared.sandbox.shut_down();
         background.abort();
-        write_out(&self.registry, &self.auth).await;
+        write_out(&self.auth).await;
+        records.finish().await;
         self.store.close().await;
         tracing::info!("stopped");
         // Pingora's thread sleeps out its own grace period; nothing of ours runs on it any more.
@@ -315,7 +320,7 @@ impl Server {
 
     fn start_background(&self) -> tokio::task::JoinHandle<()> {
         let (store, health) = (self.store.clone(), self.shared.health.clone());
-        let (registry, auth) = (self.registry.clone(), self.auth.clone());
+        let auth = self.auth.clone();
         tokio::spawn(async move {
             let mut flushed = Instant::now();
             loop {
@@ -323,7 +328,7 @@ impl Server {
                 check_database(&store, &health).await;
                 if flushed.elapsed() >= FLUSH_EVERY {
                     flushed = Instant::now();
-                    write_out(&registry, &auth).await;
+                    write_out(&auth).await;
                 }
                 tokio::time::sleep(PING_EVERY).await;
             }
@@ -523,10 +528,7 @@ async fn check_database(store: &Store, health: &Health) {
 }
 
 /// What can't be written now stays noted for the next time.
-async fn write_out(registry: &Registry, auth: &Authenticator) {
-    if let Err(error) = registry.flush().await {
-        tracing::warn!(%error, "execution counts could not be written yet");
-    }
+async fn write_out(auth: &Authenticator) {
     if let Err(error) = auth.flush().await {
         tracing::warn!(%error, "the last use of keys could not be written yet");
     }

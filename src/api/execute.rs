@@ -15,6 +15,7 @@ use super::form::{self, Field, FieldLimit};
 use super::problem::Problem;
 use super::query::Query;
 use super::receipt;
+use super::recording::{Ran, Recording};
 use super::{Api, Settings};
 use crate::auth::KeyPrincipal;
 use crate::failure::Failure;
@@ -28,19 +29,30 @@ pub(super) async fn execute(
     caller: Authenticated,
     request: Request,
 ) -> Result<Response, Problem> {
+    let mut recording = Recording::begin(&api, &caller)?;
     let (parts, body) = request.into_parts();
-    let (wasm, input) = module_and_input(&parts, body, &api.state.settings).await?;
+    let ran = run_new(&api, &caller, &parts, body, &mut recording).await;
+    let (outcome, hash) = recording.end(ran)?;
+    let form = accept::form(&parts.headers);
+    receipt::respond(outcome, hash, caller.request_id, form)
+}
+
+/// Runs what the request brings.
+async fn run_new(
+    api: &Api,
+    caller: &Authenticated,
+    parts: &Parts,
+    body: Body,
+    recording: &mut Recording,
+) -> Result<Ran, Problem> {
+    let (wasm, input) = module_and_input(parts, body, &api.state.settings).await?;
+    recording.bytes_in = input.len() as u64;
     let (sandbox, share) = (&api.state.sandbox, share(&caller.principal));
     let wasm = sandbox.to_binary(wasm, share).await?;
     let prepared = sandbox.prepare_for(share, wasm, Preparation::Fast).await?;
     let hash = prepared.hash();
-    let outcome = api.run(prepared, input, &caller.principal).await?;
-    receipt::respond(
-        outcome,
-        hash,
-        caller.request_id,
-        accept::form(&parts.headers),
-    )
+    recording.module = Some(hash);
+    Ok((api.run(prepared, input, &caller.principal).await?, hash))
 }
 
 /// Whom compiles and guests count for.

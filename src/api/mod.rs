@@ -16,6 +16,8 @@ mod modules;
 mod problem;
 mod query;
 mod receipt;
+mod recording;
+mod usage;
 mod values;
 
 #[cfg(test)]
@@ -37,6 +39,7 @@ use crate::limits::Tiers;
 use crate::modules::Registry;
 use crate::sandbox::{GuestLimits, Sandbox};
 use crate::store::Store;
+use crate::usage::Recorder;
 
 pub use body::BodyError;
 
@@ -60,6 +63,7 @@ pub struct State {
     pub auth: Authenticator,
     pub registry: Registry,
     pub sandbox: Sandbox,
+    pub usage: Recorder,
     /// Held while a key is counted and made, so that concurrent requests can't pass the bound, those to
     /// the router of another configuration included.
     pub key_creation: Arc<Mutex<()>>,
@@ -103,6 +107,13 @@ pub fn router(state: State) -> axum::Router {
             routing::get(keys::list).post(keys::create),
         )
         .route("/api/auth/keys/{id}", routing::delete(keys::revoke))
+        .route("/api/usage", routing::get(usage::own))
+        .route("/api/usage/executions", routing::get(usage::own_executions))
+        .route("/api/admin/usage", routing::get(usage::all))
+        .route(
+            "/api/admin/usage/executions",
+            routing::get(usage::all_executions),
+        )
         .with_state(api);
     // As a fallback service, the resources' own 404 and 405 answers pass through `finish` too.
     axum::Router::new()

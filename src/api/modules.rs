@@ -19,6 +19,7 @@ use super::form::{self, Field, FieldLimit};
 use super::problem::Problem;
 use super::query::Query;
 use super::receipt;
+use super::recording::{Ran, Recording};
 use super::values;
 use crate::auth::KeyPrincipal;
 use crate::failure::Failure;
@@ -168,13 +169,29 @@ pub(super) async fn execute(
     request: Request,
 ) -> Result<Response, Problem> {
     let module = visible(&api, id, &caller.principal).await?;
+    let mut recording = Recording::begin(&api, &caller)?;
+    recording.module = Some(module.hash);
+    recording.module_id = Some(module.id);
     let form = accept::form(request.headers());
-    let input = read_input(request, &api).await?;
+    let ran = run_stored(&api, &caller, &module, request, &mut recording).await;
+    let (outcome, hash) = recording.end(ran)?;
+    receipt::respond(outcome, hash, caller.request_id, form)
+}
+
+/// Runs a stored module on what the request brings.
+async fn run_stored(
+    api: &Api,
+    caller: &Authenticated,
+    module: &Module,
+    request: Request,
+    recording: &mut Recording,
+) -> Result<Ran, Problem> {
+    let input = read_input(request, api).await?;
+    recording.bytes_in = input.len() as u64;
     let share = share(&caller.principal);
-    let prepared = api.state.registry.prepare(&module, share).await?;
+    let prepared = api.state.registry.prepare(module, share).await?;
     let outcome = api.run(prepared, input, &caller.principal).await?;
-    api.state.registry.executed(module.id);
-    receipt::respond(outcome, module.hash, caller.request_id, form)
+    Ok((outcome, module.hash))
 }
 
 /// The module, if the caller may see it. One that is another's and not public is as good as none.

@@ -48,6 +48,21 @@ impl Answer {
     }
 }
 
+fn recorder(directory: &std::path::Path) -> Recorder {
+    let kept = Duration::from_secs(3600);
+    Recorder::open(&crate::usage::Settings {
+        directory: directory.join("usage"),
+        bytes_max: 64 << 20,
+        when_full: crate::usage::WhenFull::Refuse,
+        sync_interval: None,
+        retention: crate::usage::Retention {
+            executions: kept,
+            days: kept,
+        },
+    })
+    .unwrap()
+}
+
 impl World {
     async fn new() -> World {
         let directory = tempfile::tempdir().unwrap();
@@ -86,6 +101,7 @@ impl World {
             store,
             auth,
             sandbox,
+            usage: recorder(directory.path()),
             key_creation: Arc::default(),
         };
         World {

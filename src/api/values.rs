@@ -1,6 +1,6 @@
 //! Small values that clients write as text, and times as we write them.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 
 use crate::failure::Failure;
 
@@ -69,6 +69,23 @@ pub(super) fn number(
         })
 }
 
+/// A day of UTC, as 2026-01-31.
+pub(super) fn day(name: &str, value: &[u8]) -> Result<NaiveDate, Failure> {
+    use chrono::Datelike;
+    // Exactly this form: the parser itself would take signs, blanks and other numbers of digits too.
+    let has_form = value.len() == 10
+        && value.iter().enumerate().all(|(at, byte)| match at {
+            4 | 7 => *byte == b'-',
+            _ => byte.is_ascii_digit(),
+        });
+    std::str::from_utf8(value)
+        .ok()
+        .filter(|_| has_form)
+        .and_then(|text| text.parse::<NaiveDate>().ok())
+        .filter(|day| day.year() >= 1)
+        .ok_or_else(|| Failure::bad_request(format!("`{name}` must be a day such as 2026-01-31")))
+}
+
 pub(super) fn too_long(name: &str, bytes_max: u64) -> Failure {
     Failure::bad_request(format!("`{name}` is longer than {bytes_max} bytes"))
 }
@@ -120,6 +137,32 @@ mod tests {
             );
         }
         assert!(number("limit", &[0xff], 1..=100).is_err());
+    }
+
+    #[test]
+    fn days_have_one_form() {
+        let day_of = |text: &str| day("from", text.as_bytes());
+        assert_eq!(
+            day_of("2026-01-31"),
+            Ok(NaiveDate::from_ymd_opt(2026, 1, 31).unwrap())
+        );
+        for text in [
+            "",
+            "2026-02-30",
+            "2026-1-31",
+            "20260131",
+            "+026-01-31",
+            "2026-01-31 ",
+            "0000-01-01",
+            "2026-01-31T00:00:00Z",
+            "today",
+        ] {
+            let failure = day_of(text).unwrap_err();
+            assert_eq!(
+                failure.message, "`from` must be a day such as 2026-01-31",
+                "{text:?}"
+            );
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::net::SocketAddr;
 use std::path::{Path as FilePath, PathBuf};
 use std::time::Duration;
 
-use crate::{api, auth, gateway, limits, route, sandbox, store, telemetry};
+use crate::{api, auth, gateway, limits, route, sandbox, store, telemetry, usage};
 
 pub use context::Source;
 pub use env::{VARIABLES, Variable, process_variables};
@@ -50,6 +50,7 @@ pub struct Config {
     pub limits: limits::Settings,
     pub sandbox: sandbox::Settings,
     pub store: store::Settings,
+    pub usage: usage::Settings,
     pub logging: telemetry::logging::Settings,
     pub metrics: Metrics,
     pub routes: Vec<route::Route>,

@@ -13,6 +13,7 @@ use super::compress::Encoder;
 use super::connection::{self, OnConnection};
 use super::plan::Plan;
 use super::proxy::Proxied;
+use super::recording::Execution;
 use crate::auth::Principal;
 use crate::limits::Decision;
 use crate::route::{Cors, HeaderEdits, Route};
@@ -39,6 +40,8 @@ pub struct Ctx {
     pub(super) principal: Principal,
     pub(super) decision: Option<Decision>,
     pub(super) guest: Option<(&'static str, Usage)>,
+    /// One that has begun and is not recorded yet.
+    pub(super) execution: Option<Execution>,
     pub(super) failure: Option<&'static str>,
     pub(super) proxied: Proxied,
     /// The route whose rules for pages of other origins hold for the answer: that which was found, or
@@ -100,6 +103,7 @@ impl Ctx {
             principal: Principal::Anonymous,
             decision: None,
             guest: None,
+            execution: None,
             failure: None,
             proxied: Proxied::default(),
             cors_route: None,

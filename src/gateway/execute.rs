@@ -14,6 +14,7 @@ use serde_json::{Map, json};
 use super::body::BodyLimit;
 use super::compress::{self, Encoder};
 use super::feed::{self, Feed};
+use super::recording::Execution;
 use super::respond::{Stop, is_tls, write_body};
 use super::{Ctx, Gateway, request};
 use crate::auth::Principal;
@@ -25,6 +26,7 @@ use crate::sandbox::abi::{self, Abi, ArgsAndEnv};
 use crate::sandbox::{
     Call, End, Files, GuestLimits, Outcome, PipeReader, Prepared, RunError, ShareKey, Stdout, pipe,
 };
+use crate::usage::Status;
 
 /// Output on its way from a guest to a slow client; a guest that is further ahead waits.
 const PIPE_BYTES: usize = 256 * 1024;
@@ -39,7 +41,24 @@ pub(super) struct Program<'a> {
 }
 
 impl Gateway {
+    /// Answers by a guest. Whatever comes of it, it is recorded before the answer leaves.
     pub(super) async fn execute(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        limits: &Limits,
+        program: Program<'_>,
+    ) -> Result<(), Stop> {
+        let execution = Execution::of(program.execute, program.module.hash());
+        self.begin_execution(ctx, execution)?;
+        let answered = self.run(session, ctx, limits, program).await;
+        if let Err(stop) = &answered {
+            self.record_stop(ctx, stop)?;
+        }
+        answered
+    }
+
+    async fn run(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
@@ -94,9 +113,11 @@ impl Gateway {
             outcome = run => outcome.map_err(not_run)?,
             stop = feed.pump(session) => return Err(stop),
         };
+        let received = feed.received_bytes();
         // A slow client's answer holds no room for other requests' bodies.
         drop(feed);
         note(ctx, &outcome);
+        self.record_end(ctx, &outcome, Status::from(&outcome.end), received)?;
         match outcome.end {
             End::Exit(0) => {
                 let mut head = ResponseHeader::build(StatusCode::OK, Some(16))?;
@@ -144,11 +165,14 @@ impl Gateway {
             Begun::Head(head, first) => (head, first),
             Begun::Ended(outcome, problem) => {
                 note(ctx, &outcome);
-                return Err(if outcome.end.is_success() {
-                    bad_response(&problem)
+                let (status, stop) = if outcome.end.is_success() {
+                    (Status::ExecutionError, bad_response(&problem))
                 } else {
-                    guest_failure(&outcome.end, ctx).into()
-                });
+                    let failure = guest_failure(&outcome.end, ctx);
+                    (Status::from(&outcome.end), failure.into())
+                };
+                self.record_end(ctx, &outcome, status, feed.received_bytes())?;
+                return Err(stop);
             }
         };
         // A short guest has ended by now: its answer then goes out whole, with its length.
@@ -170,6 +194,8 @@ impl Gateway {
                 stop = feed.pump(session) => return Err(stop),
             };
             note(ctx, &outcome);
+            let status = Status::from(&outcome.end);
+            self.record_end(ctx, &outcome, status, feed.received_bytes())?;
             if !outcome.end.is_success() {
                 return Err(guest_failure(&outcome.end, ctx).into());
             }
@@ -179,13 +205,22 @@ impl Gateway {
         let mut encoder = self.begin_stream(session, ctx, head, first).await?;
         let streamed = stream(session, &mut reader, &mut feed, encoder.as_mut()).await;
         if let Err(stop) = streamed {
-            return Err(broken(ctx, stop));
+            // The head has left: there is no other way to say that this failed than to break off.
+            let recorded = self.record_stop(ctx, &stop);
+            return Err(broken(ctx, recorded.err().map_or(stop, Stop::from)));
         }
         let outcome = match ended {
             Some(outcome) => outcome,
-            None => run.await.map_err(not_run)?,
+            None => run
+                .await
+                .map_err(not_run)
+                .map_err(|stop| broken(ctx, stop))?,
         };
         note(ctx, &outcome);
+        // The end of the answer, which tells the client that it has all, leaves after the record.
+        let status = Status::from(&outcome.end);
+        self.record_end(ctx, &outcome, status, feed.received_bytes())
+            .map_err(|failure| broken(ctx, failure.into()))?;
         finish_stream(session, &outcome, encoder).await
     }
 

@@ -112,6 +112,11 @@ impl Feed {
         }
     }
 
+    /// How much of the body has come.
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes
+    }
+
     /// Hands the body on, and then watches for the client to leave. Ends only with what ends the
     /// request: a body over its limits, or a client that has gone. Cancel safe, so that answers can
     /// be sent in between.

@@ -18,6 +18,7 @@ mod feed;
 mod forward;
 pub mod plan;
 mod proxy;
+mod recording;
 mod request;
 mod respond;
 mod room;
@@ -43,6 +44,7 @@ use crate::route::{self, Found, Redirect, Respond, Target};
 use crate::sandbox::Sandbox;
 use crate::telemetry::health::{Health, Probe};
 use crate::upstream::Protocol;
+use crate::usage::Recorder;
 use body::BodyLimit;
 pub use builtin::BuiltinMetrics;
 pub use compress::Compression;
@@ -67,6 +69,7 @@ pub struct Shared {
     pub builtin_metrics: BuiltinMetrics,
     /// The room for request bodies in memory.
     pub body_room: BodyRoom,
+    pub usage: Recorder,
 }
 
 /// The gateway as one listener sees it.

@@ -14,6 +14,7 @@ use super::{Ctx, Gateway, Shared, cors, request};
 use crate::failure::Failure;
 use crate::limits;
 use crate::route::HeaderEdits;
+use crate::sandbox::Usage;
 
 /// What is written at a time. The write timeout is for each: it ends a client that takes nothing more,
 /// not one that takes its time.
@@ -109,6 +110,9 @@ impl Gateway {
                 head.insert_header(name, value)?;
             }
         }
+        if let Some((_, usage)) = &ctx.guest {
+            add_receipt(head, usage)?;
+        }
         let settings = &ctx.plan.settings;
         for (name, value) in &settings.headers.response_set {
             set_if_absent(head, name, value)?;
@@ -126,6 +130,14 @@ impl Gateway {
         }
         Ok(())
     }
+}
+
+/// What a guest used, on the answer that it made. One that goes on after the head has left can't have it.
+fn add_receipt(head: &mut ResponseHeader, usage: &Usage) -> Result<(), Box<Error>> {
+    head.insert_header("x-wasm-duration-us", usage.wall.as_micros() as u64)?;
+    head.insert_header("x-wasm-cpu-us", usage.cpu.as_micros() as u64)?;
+    head.insert_header("x-wasm-memory-peak-bytes", usage.memory_peak_bytes)?;
+    Ok(())
 }
 
 /// Sends a body compressed: a short one whole, with its length, a long one piece by piece.

@@ -1,30 +1,24 @@
 //! The registry: from a name or an id to a prepared guest.
 
-mod counts;
 mod file;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chrono::Utc;
 
 use crate::route::ModuleSource;
 use crate::sandbox::{self, ModuleError, Preparation, Prepared, Sandbox, ShareKey};
 use crate::store::Store;
 use crate::store::modules::Module;
 
-use counts::Counts;
-
-/// Turns stored modules and files into prepared guests, and counts executions. Cheap to clone; all
-/// clones share the counts.
+/// Turns stored modules and files into prepared guests. Cheap to clone.
 #[derive(Clone)]
 pub struct Registry {
     store: Store,
     sandbox: Sandbox,
     /// Largest file read as a module, in bytes.
     wasm_bytes_max: u64,
-    counts: Arc<Counts>,
 }
 
 /// Why there is no prepared guest.
@@ -50,7 +44,6 @@ impl Registry {
             store,
             sandbox,
             wasm_bytes_max,
-            counts: Arc::default(),
         }
     }
 
@@ -97,29 +90,6 @@ impl Registry {
         }
     }
 
-    /// Notes one execution; written by [`Registry::flush`]. Never waits.
-    pub fn executed(&self, module_id: uuid::Uuid) {
-        self.counts.note(module_id, Utc::now());
-    }
-
-    /// Writes the noted executions to the database. On failure, or when dropped halfway, what is
-    /// not written stays noted.
-    pub async fn flush(&self) -> Result<(), RegistryError> {
-        let dropped = self.counts.take_dropped();
-        if dropped > 0 {
-            tracing::warn!(
-                executions = dropped,
-                "too many modules ran since the last flush to count them all"
-            );
-        }
-        let mut batch = self.counts.take();
-        while let Some(chunk) = batch.next_chunk() {
-            self.store.modules_executed(chunk).await?;
-            batch.chunk_written();
-        }
-        Ok(())
-    }
-
     async fn blob(&self, module: &Module) -> Result<Bytes, RegistryError> {
         let not_found = || RegistryError::NotFound(module.id.to_string());
         self.store.blob(&module.hash).await?.ok_or_else(not_found)
@@ -153,7 +123,6 @@ mod tests {
         fn check(registry: &Registry, module: &Module, source: &ModuleSource) {
             sendable(registry.prepare(module, ShareKey::default()));
             sendable(registry.prepare_source(source));
-            sendable(registry.flush());
         }
         let _: fn(&Registry, &Module, &ModuleSource) = check;
     }

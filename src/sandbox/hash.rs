@@ -13,6 +13,17 @@ impl ModuleHash {
     pub fn of(wasm: &[u8]) -> ModuleHash {
         ModuleHash(Sha256::digest(wasm).into())
     }
+
+    /// Reads what it displays, in either case.
+    pub fn parse(text: &str) -> Option<ModuleHash> {
+        let mut bytes = [0; 32];
+        let is_whole = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let digits = text.as_bytes().chunks_exact(2);
+        for (byte, pair) in bytes.iter_mut().zip(digits).filter(|_| is_whole) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        is_whole.then_some(ModuleHash(bytes))
+    }
 }
 
 impl fmt::Display for ModuleHash {
@@ -44,6 +55,15 @@ mod tests {
             ModuleHash::of(b"").to_string(),
             "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         );
+        for bytes in [b"abc".as_slice(), b""] {
+            let hash = ModuleHash::of(bytes);
+            let text = hash.to_string();
+            assert_eq!(ModuleHash::parse(&text), Some(hash));
+            assert_eq!(ModuleHash::parse(&text.to_uppercase()), Some(hash));
+            assert_eq!(ModuleHash::parse(&text[1..]), None);
+            assert_eq!(ModuleHash::parse(&format!("+{}", &text[1..])), None);
+            assert_eq!(ModuleHash::parse(&format!("{text}0")), None);
+        }
         assert!(format!("{:?}", ModuleHash::of(b"")).starts_with("ModuleHash(e3b0"));
     }
 }

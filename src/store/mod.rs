@@ -11,6 +11,7 @@ pub mod modules;
 mod pool;
 mod settings;
 mod sqlite;
+pub mod usage;
 pub mod users;
 mod values;
 

@@ -53,14 +53,6 @@ pub struct Page {
     pub total: u64,
 }
 
-/// Executions to add to a module's count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Executions {
-    pub module_id: Uuid,
-    pub count: u64,
-    pub last_at: DateTime<Utc>,
-}
-
 #[derive(sqlx::FromRow)]
 struct ModuleRow {
     id: Uuid,
@@ -292,32 +284,6 @@ impl Store {
                     .fetch_optional(&mut *conn)
                     .await?;
             Ok(wasm.map(Bytes::from))
-        })
-    }
-
-    /// Adds to the counts, in one transaction. Modules that are not there any more are passed over.
-    pub async fn modules_executed(&self, executions: &[Executions]) -> Result<(), StoreError> {
-        if executions.is_empty() {
-            return Ok(());
-        }
-        // Always in the same order, so that two gateways don't wait for each other's rows.
-        let mut executions = executions.to_vec();
-        executions.sort_unstable_by_key(|executions| executions.module_id);
-        in_transaction!(self, |tx| {
-            for executions in &executions {
-                let last_at = Stamp::from(executions.last_at);
-                sqlx::query(
-                    "UPDATE modules SET execution_count = execution_count + $2, \
-                     last_executed_at = CASE WHEN last_executed_at > $3 \
-                     THEN last_executed_at ELSE $3 END WHERE id = $1",
-                )
-                .bind(executions.module_id)
-                .bind(signed(executions.count)?)
-                .bind(last_at)
-                .execute(&mut *tx)
-                .await?;
-            }
-            Ok(())
         })
     }
 }

@@ -8,6 +8,7 @@ use sqlx::error::BoxDynError;
 use sqlx::{Postgres, Sqlite, Type};
 
 use super::StoreError;
+use super::usage::Status;
 use crate::account::Role;
 use crate::account::Tier;
 use crate::sandbox::ModuleHash;
@@ -127,6 +128,17 @@ macro_rules! closed_set {
 
 closed_set!(Role { User = "user", Support = "support", Admin = "admin" });
 closed_set!(Tier { Free = "free", Basic = "basic", Pro = "pro", Enterprise = "enterprise" });
+
+closed_set!(Status {
+    Success = "success",
+    ExecutionError = "execution_error",
+    TimeLimitExceeded = "time_limit_exceeded",
+    MemoryLimitExceeded = "memory_limit_exceeded",
+    OutputLimitExceeded = "output_limit_exceeded",
+    ValidationError = "validation_error",
+    Rejected = "rejected",
+    Cancelled = "cancelled",
+});
 
 impl<DB: Database> Type<DB> for ModuleHash
 where

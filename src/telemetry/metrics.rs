@@ -13,6 +13,7 @@ use prometheus::{
 };
 
 use super::guests::GuestMetrics;
+use super::usage::UsageMetrics;
 
 /// From 100 µs to 60 s: an in-process answer takes tens of microseconds, a guest at its deadline
 /// many seconds.
@@ -27,6 +28,7 @@ pub struct Metrics {
     requests: IntCounterVec,
     request_duration: HistogramVec,
     pub guests: GuestMetrics,
+    pub usage: UsageMetrics,
     /// Allowed and rejected, looked up once: every request counts here.
     rate_limit: [IntCounter; 2],
     /// By [`AUTHENTICATIONS`].
@@ -326,6 +328,7 @@ impl Metrics {
                 "Time from a request's head to the end of its answer, in seconds.",
                 &["route"],
             ),
+            usage: UsageMetrics::new(&r),
             guests: r.add(GuestMetrics::new(|name| r.name(name)).expect("the metrics are valid")),
             rate_limit: {
                 let decisions = r.counter_vec(
@@ -470,7 +473,7 @@ impl Metrics {
     }
 }
 
-struct Registrar<'a> {
+pub(super) struct Registrar<'a> {
     registry: &'a Registry,
 }
 
@@ -490,15 +493,15 @@ impl Registrar<'_> {
         collector
     }
 
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
+    pub(super) fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.add(IntCounter::new(self.name(name), help).expect("the metric is valid"))
     }
 
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+    pub(super) fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(self.name(name), help).expect("the metric is valid"))
     }
 
-    fn counter_vec(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    pub(super) fn counter_vec(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(
             IntCounterVec::new(Opts::new(self.name(name), help), labels)
                 .expect("the metric is valid"),

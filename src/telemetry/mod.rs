@@ -6,4 +6,5 @@ pub mod metrics;
 pub mod shard;
 
 mod guests;
+mod usage;
 mod writer;

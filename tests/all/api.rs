@@ -21,6 +21,7 @@ use wasm_wizard::limits::{Tier, Tiers};
 use wasm_wizard::modules::Registry;
 use wasm_wizard::sandbox::{self, CompileSettings, GuestLimits, ModuleHash, Sandbox};
 use wasm_wizard::store::{self, Store};
+use wasm_wizard::usage::{self, Recorder};
 
 const MIB: u64 = 1 << 20;
 
@@ -62,7 +63,7 @@ const WRITE_FOR_EVER: &str = "(loop $l (drop (call $write (i32.const 1) (i32.con
 
 struct World {
     router: axum::Router,
-    registry: Registry,
+    usage: Recorder,
     store: Store,
     _directory: tempfile::TempDir,
 }
@@ -103,6 +104,18 @@ impl World {
         );
         let sandbox = Sandbox::start(sandbox_settings()).unwrap();
         let registry = Registry::new(store.clone(), sandbox.clone(), MIB);
+        let kept = Duration::from_secs(3600);
+        let usage = Recorder::open(&usage::Settings {
+            directory: directory.path().join("usage"),
+            bytes_max: 64 * MIB,
+            when_full: usage::WhenFull::Refuse,
+            sync_interval: None,
+            retention: usage::Retention {
+                executions: kept,
+                days: kept,
+            },
+        })
+        .unwrap();
         let mut tiers = Tiers::default();
         tiers.basic.memory_bytes_max = 8 * MIB;
         tiers.basic.deadline = Duration::from_secs(300);
@@ -120,13 +133,14 @@ impl World {
             }),
             store: store.clone(),
             auth,
-            registry: registry.clone(),
+            registry,
             sandbox,
+            usage: usage.clone(),
             key_creation: Arc::default(),
         });
         World {
             router,
-            registry,
+            usage,
             store,
             _directory: directory,
         }
@@ -414,7 +428,7 @@ async fn a_module_lives_from_upload_to_delete() {
             .json()["output"],
         ""
     );
-    world.registry.flush().await.unwrap();
+    assert_eq!(world.usage.deliver(&world.store).await.unwrap(), 3);
     let module = world
         .send(&user, Request::get(&path), Vec::new())
         .await

@@ -33,4 +33,5 @@ mod tls;
 mod tour;
 mod upgrade;
 mod upstreams;
+mod usage;
 mod websocket;

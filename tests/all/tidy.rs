@@ -92,6 +92,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "telemetry",
             "tls",
             "upstream",
+            "usage",
         ],
     ),
     (
@@ -107,6 +108,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "telemetry",
             "tls",
             "upstream",
+            "usage",
         ],
     ),
     (
@@ -122,6 +124,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "telemetry",
             "tls",
             "upstream",
+            "usage",
         ],
     ),
     (
@@ -134,9 +137,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "sandbox",
             "store",
             "telemetry",
+            "usage",
         ],
     ),
     ("modules", &["route", "sandbox", "store", "telemetry"]),
+    ("usage", &["failure", "sandbox", "store", "telemetry"]),
     ("route", &["auth", "limits", "sandbox", "upstream"]),
     ("auth", &["account", "limits", "store", "telemetry"]),
     ("limits", &["account", "sandbox", "telemetry"]),

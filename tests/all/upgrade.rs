@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::json;
+use sqlx::Connection;
 
 use crate::support::eventually;
 use crate::support::gateway::gateway;
@@ -110,6 +111,22 @@ async fn under_load_no_request_fails_and_the_old_process_ends() {
     .await;
     let answer = old.client().get(old.url("/fn/hello")).send().await.unwrap();
     assert_eq!(answer.status(), 200);
+    // Both processes recorded what they executed, once each, and the old ones left nothing behind.
+    let executed = answered.load(Ordering::Relaxed) + 3;
+    let database = format!("sqlite://{}/data/wasm-wizard.db", old.dir().display());
+    eventually("all executions are recorded", async || {
+        let mut connection = sqlx::SqliteConnection::connect(&database).await.ok()?;
+        let count = sqlx::query_scalar("SELECT COUNT(*) FROM usage WHERE status = 'success'");
+        let count: i64 = count.fetch_one(&mut connection).await.ok()?;
+        assert!(
+            count <= executed as i64,
+            "{count} rows, {executed} executions"
+        );
+        (count == executed as i64).then_some(())
+    })
+    .await;
+    let journals = std::fs::read_dir(old.dir().join("data/usage")).unwrap();
+    assert_eq!(journals.count(), 1);
     std::mem::forget(new);
     drop(third);
 }

@@ -11,6 +11,7 @@ impl Default for File {
             environment: Environment::Development,
             server: Server::default(),
             database: Database::default(),
+            usage: Usage::default(),
             auth: Auth::default(),
             sandbox: Sandbox::default(),
             tiers: Tiers::default(),
@@ -125,6 +126,27 @@ impl Default for Database {
             url: Secret::new("sqlite://data/wasm-wizard.db"),
             connections_max: 8,
             acquire_timeout: Period::secs(3),
+        }
+    }
+}
+
+impl Default for Usage {
+    fn default() -> Usage {
+        Usage {
+            journal: Journal::default(),
+            retention: Period::secs(30 * 86_400),
+            daily_retention: Period::secs(400 * 86_400),
+        }
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Journal {
+        Journal {
+            directory: "data/usage".to_string(),
+            size_max: Size::gib(1),
+            when_full: WhenFull::Refuse,
+            sync_interval: Some(Period::secs(1)),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::values::{Address, Period, Requests, Secret, Size, Threads};
 use crate::gateway::ClientAddressHeader;
 use crate::telemetry::logging::Format;
 use crate::tls::ClientCertificateMode;
+use crate::usage::WhenFull;
 
 pub use proxy::{
     Balance, Capacity, Ejection, Forwarded, HealthCheck, Protocol, Proxy, Retries, Upstream,
@@ -39,6 +40,8 @@ pub struct File {
     pub server: Server,
     /// Where users, keys and modules are stored.
     pub database: Database,
+    /// Records of executions.
+    pub usage: Usage,
     /// API keys.
     pub auth: Auth,
     /// The global limits of guests, and the sandbox they run in.
@@ -234,6 +237,30 @@ pub struct Database {
     pub connections_max: u32,
     /// Longest wait for a connection.
     pub acquire_timeout: Period,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Usage {
+    /// Where records wait until the database has them.
+    pub journal: Journal,
+    /// How long single executions are kept.
+    pub retention: Period,
+    /// How long the sums of a day are kept.
+    pub daily_retention: Period,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Journal {
+    /// The folder it is in.
+    pub directory: String,
+    /// What it may take on the disk.
+    pub size_max: Size,
+    /// What happens to executions when it takes no more.
+    pub when_full: WhenFull,
+    /// How often it is written to the disk for sure; null leaves it to the kernel.
+    pub sync_interval: Option<Period>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -9,6 +9,7 @@ mod proxy;
 mod routes;
 mod server;
 mod targets;
+mod usage;
 
 use std::collections::BTreeSet;
 
@@ -34,6 +35,7 @@ pub fn config(file: &File, cx: &mut Context) -> Option<Config> {
     let gateway = gateway(file, guest, cx);
     let auth = auth(file, cx);
     let store = store(file, cx);
+    let usage = usage::usage(&file.usage, cx);
     let metrics = metrics(file, cx);
     let logging = logging(file, cx);
     let routes = routes::routes(file, &tiers, cx);
@@ -62,6 +64,7 @@ pub fn config(file: &File, cx: &mut Context) -> Option<Config> {
         },
         sandbox,
         store,
+        usage: usage?,
         logging,
         metrics,
         routes: routes?,

@@ -1,14 +1,13 @@
 //! Modules and their blobs.
 
-use chrono::TimeDelta;
 use uuid::Uuid;
 use wasm_wizard::sandbox::ModuleHash;
 use wasm_wizard::store::StoreError;
 use wasm_wizard::store::modules::{
-    DESCRIPTION_BYTES_MAX, Executions, Module, NewModule, PAGE_MODULES_MAX, Page,
+    DESCRIPTION_BYTES_MAX, Module, NewModule, PAGE_MODULES_MAX, Page,
 };
 
-use super::{Database, contract, module, new_module, now, user};
+use super::{Database, contract, module, new_module, user};
 
 contract!(
     modules_come_back_as_they_went_in,
@@ -19,7 +18,6 @@ contract!(
     no_blob_is_lost_between_uploads_and_deletes,
     large_blobs,
     pages,
-    executions_add_up,
     a_module_of_nobody_leaves_nothing,
 );
 
@@ -269,57 +267,6 @@ async fn pages(database: Database) {
     let second = store.modules_page(many, false, 2, 1_000_000).await.unwrap();
     assert_eq!(second.modules.last().unwrap().version, 1);
     assert_eq!(second.modules.len(), 5);
-}
-
-async fn executions_add_up(database: Database) {
-    let stores = [database.migrated().await, database.connect().await];
-    let owner = user(&stores[0]).await.id;
-    let (one, two) = (
-        module(&stores[0], owner, "1", 1).await,
-        module(&stores[0], owner, "2", 1).await,
-    );
-    let at = now();
-    stores[0].modules_executed(&[]).await.unwrap();
-    let writers: Vec<_> = (0..20_u32)
-        .map(|round| {
-            let store = stores[round as usize % 2].clone();
-            let last_at = at + TimeDelta::seconds(round.into());
-            let of = |module_id, count| Executions {
-                module_id,
-                count,
-                last_at,
-            };
-            let mut executions = vec![of(one.id, 3), of(two.id, 1), of(Uuid::now_v7(), 9)];
-            if round % 3 == 0 {
-                executions.reverse();
-            }
-            tokio::spawn(async move { store.modules_executed(&executions).await })
-        })
-        .collect();
-    for writer in writers {
-        writer.await.unwrap().unwrap();
-    }
-    let last_executed_at = Some(at + TimeDelta::seconds(19));
-    let one = Module {
-        execution_count: 60,
-        last_executed_at,
-        ..one
-    };
-    let two = Module {
-        execution_count: 20,
-        last_executed_at,
-        ..two
-    };
-    assert_eq!(stores[0].module(one.id).await.unwrap(), Some(one.clone()));
-    assert_eq!(stores[0].module(two.id).await.unwrap(), Some(two));
-    let huge = Executions {
-        module_id: one.id,
-        count: u64::MAX,
-        last_at: at,
-    };
-    let result = stores[0].modules_executed(&[huge]).await;
-    assert!(matches!(result, Err(StoreError::Invalid(_))), "{result:?}");
-    assert_eq!(stores[0].module(one.id).await.unwrap(), Some(one));
 }
 
 async fn a_module_of_nobody_leaves_nothing(database: Database) {
