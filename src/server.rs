@@ -247,6 +247,9 @@ impl Server {
                 .upstream_idle_max
                 .div_ceil(self.config.server.threads),
             max_retries: upstream::TRIES_MAX as usize,
+            // A connection stays on its thread, which saves what moving it costs. No guest holds that
+            // thread for longer than its slice.
+            work_stealing: false,
             grace_period_seconds: Some(grace.as_secs() + 60),
             ..ServerConf::default()
         };

@@ -13,8 +13,8 @@ mod proxy_header;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
@@ -35,22 +35,62 @@ pub(super) use facts::{Facts, OnConnection, count_request, facts};
 pub(super) use framing::Refusal;
 
 tokio::task_local! {
-    /// How far the HTTP/1 request is that this task works on.
+    /// How far the connection is that this task works on; of HTTP/1 only.
     static PROGRESS: Arc<Progress>;
 }
 
-#[derive(Default)]
 struct Progress {
-    /// The request's head has been read whole.
-    head_read: AtomicBool,
+    started: Instant,
+    /// By when the head must have been read that is being awaited, in milliseconds since `started`;
+    /// [`HEAD_READ`] when none is.
+    head_due_ms: AtomicU64,
     /// The answer switches to another protocol (101).
     switched: AtomicBool,
+}
+
+const HEAD_READ: u64 = u64::MAX;
+
+impl Progress {
+    fn new() -> Progress {
+        Progress {
+            started: Instant::now(),
+            head_due_ms: AtomicU64::new(HEAD_READ),
+            switched: AtomicBool::new(false),
+        }
+    }
+
+    /// A head is being awaited, from now on, for so long.
+    fn await_head(&self, timeout: Duration) {
+        let due = self.started.elapsed().saturating_add(timeout);
+        let due_ms = u64::try_from(due.as_millis()).unwrap_or(HEAD_READ - 1);
+        self.head_due_ms.store(due_ms, Ordering::Relaxed);
+    }
+
+    /// Returns when a head has not come in time. No head may be given less time than `timeout_min`.
+    ///
+    /// One timer serves the whole connection: it is looked up when it ends whether the head that it was
+    /// set for has come. Setting one for each request costs more than all other bookkeeping of it.
+    async fn overdue(&self, timeout_min: Duration) {
+        loop {
+            let due_ms = self.head_due_ms.load(Ordering::Relaxed);
+            if due_ms == HEAD_READ {
+                // The next head is awaited from now on at the earliest.
+                tokio::time::sleep(timeout_min).await;
+                continue;
+            }
+            let left = Duration::from_millis(due_ms).saturating_sub(self.started.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
 }
 
 /// Says that the head of the request handled by this task has been read.
 pub(super) fn mark_head_read() {
     // Outside of a connection task (HTTP/2 streams) there is no deadline to stop.
-    let _ = PROGRESS.try_with(|progress| progress.head_read.store(true, Ordering::Relaxed));
+    let _ = PROGRESS.try_with(|progress| progress.head_due_ms.store(HEAD_READ, Ordering::Relaxed));
 }
 
 /// Says that what follows on this connection is not HTTP any more. To be called before the client is told.
@@ -60,7 +100,7 @@ pub(super) fn mark_switched() {
 
 fn head_is_read() -> bool {
     PROGRESS
-        .try_with(|progress| progress.head_read.load(Ordering::Relaxed))
+        .try_with(|progress| progress.head_due_ms.load(Ordering::Relaxed) == HEAD_READ)
         .unwrap_or(true)
 }
 
@@ -130,7 +170,15 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
                 facts,
                 protocol,
             });
-            self.app.process_new(stream, shutdown).await
+            let head_timeout = settings.timeouts.request_head;
+            let progress = Arc::new(Progress::new());
+            let work = self.app.process_new(stream, shutdown);
+            let work = PROGRESS.scope(Arc::clone(&progress), work);
+            tokio::select! {
+                biased;
+                left = work => left,
+                () = progress.overdue(head_timeout) => None,
+            }
         }
     }
 
@@ -276,22 +324,8 @@ impl<P: HttpServerApp + Send + Sync + 'static> HttpServerApp for HeadDeadline<P>
         } else {
             self.timeout
         };
-        let progress = Arc::<Progress>::default();
-        let work = PROGRESS.scope(
-            Arc::clone(&progress),
-            self.inner.process_new_http(session, shutdown),
-        );
-        tokio::pin!(work);
-        tokio::select! {
-            biased;
-            reused = &mut work => return reused,
-            () = tokio::time::sleep(timeout) => {}
-        }
-        if progress.head_read.load(Ordering::Relaxed) {
-            work.await
-        } else {
-            None
-        }
+        let _ = PROGRESS.try_with(|progress| progress.await_head(timeout));
+        self.inner.process_new_http(session, shutdown).await
     }
 
     fn h2_options(&self) -> Option<H2Options> {

@@ -18,6 +18,7 @@ use crate::auth::Principal;
 use crate::limits::Decision;
 use crate::route::{Cors, HeaderEdits, Route};
 use crate::sandbox::Usage;
+use crate::telemetry::access::RequestLine;
 use crate::telemetry::metrics::metrics;
 use crate::upstream::Member;
 
@@ -186,35 +187,24 @@ impl Gateway {
             Principal::Key(key) => Some(key.key_id),
         };
         let (guest, usage) = ctx.guest.unzip();
-        // A macro, because the level of an event is part of its static description.
-        macro_rules! line {
-            ($level:expr) => {
-                tracing::event!(
-                    $level,
-                    request_id = ctx.request_id,
-                    client = ctx.client.map(tracing::field::display),
-                    method = head.method.as_str(),
-                    host = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()),
-                    path = head.uri.path(),
-                    route = name,
-                    status,
-                    duration_us = duration.as_micros() as u64,
-                    bytes_out = session.body_bytes_sent(),
-                    client_subject = certificate.map(|c| c.subject.as_str()),
-                    key_id = key_id.map(tracing::field::display),
-                    code = ctx.failure,
-                    guest,
-                    guest_us = usage.map(|u: Usage| u.wall.as_micros() as u64),
-                    upstream = ctx.proxied.server().map(tracing::field::display),
-                    error = error.map(tracing::field::display),
-                    "request"
-                )
-            };
-        }
-        if status >= 500 {
-            line!(tracing::Level::WARN);
-        } else if ctx.plan.access_log {
-            line!(tracing::Level::INFO);
-        }
+        let line = RequestLine {
+            request_id: &ctx.request_id,
+            client: ctx.client,
+            method: head.method.as_str(),
+            host: head.headers.get(header::HOST).and_then(|h| h.to_str().ok()),
+            path: head.uri.path(),
+            route: name,
+            status,
+            duration_us: duration.as_micros() as u64,
+            bytes_out: session.body_bytes_sent(),
+            client_subject: certificate.map(|c| c.subject.as_str()),
+            key_id,
+            code: ctx.failure,
+            guest,
+            guest_us: usage.map(|u: Usage| u.wall.as_micros() as u64),
+            upstream: ctx.proxied.server(),
+            error,
+        };
+        line.write(status >= 500);
     }
 }

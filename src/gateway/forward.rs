@@ -12,10 +12,10 @@ use super::respond::is_tls;
 use crate::route::{Auth, HeaderEdits, Proxy};
 use crate::upstream::Member;
 
+// Where a field is added its name is given as text: Pingora would copy a `HeaderName`'s.
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -53,7 +53,7 @@ pub(super) fn edit_request(
         (None, _) => {}
     }
     say_who_asks(session, upstream, ctx, proxy, client_host)?;
-    upstream.insert_header(X_REQUEST_ID, ctx.request_id.as_str())?;
+    upstream.insert_header("X-Request-Id", ctx.request_id.as_str())?;
     if ctx.route().is_some_and(|r| !matches!(r.auth, Auth::None)) {
         upstream.remove_header(&header::AUTHORIZATION);
         upstream.remove_header(&X_API_KEY);
@@ -116,10 +116,15 @@ fn remove_lookalikes(upstream: &mut RequestHeader, edits: &HeaderEdits) {
     let names = upstream.headers.keys();
     let lookalikes: Vec<HeaderName> = names
         .filter(|name| {
+            // Nearly all names are of letters and hyphens, and read as they are.
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            if name.as_str().bytes().all(is_plain) {
+                return false;
+            }
             let as_read = name
                 .as_str()
                 .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-            as_read != name.as_str() && is_ours(&as_read)
+            is_ours(&as_read)
         })
         .cloned()
         .collect();
@@ -149,7 +154,7 @@ fn say_who_asks(
     match ctx.peer {
         Some(peer) if proxy.forwarded.x => {
             let own = chain(before(&X_FORWARDED_FOR), peer.to_string());
-            upstream.insert_header(X_FORWARDED_FOR, own)?;
+            upstream.insert_header("X-Forwarded-For", own)?;
         }
         Some(_) | None => {
             upstream.remove_header(&X_FORWARDED_FOR);
@@ -158,7 +163,7 @@ fn say_who_asks(
     match (ctx.peer, host.as_ref()) {
         (Some(peer), host) if proxy.forwarded.standard => {
             let own = chain(before(&header::FORWARDED), forwarded(peer, scheme, host));
-            upstream.insert_header(header::FORWARDED, own)?;
+            upstream.insert_header("Forwarded", own)?;
         }
         (Some(_) | None, _) => {
             upstream.remove_header(&header::FORWARDED);
@@ -171,12 +176,12 @@ fn say_who_asks(
     }
     // What a trusted proxy says is what the client asked that one for.
     if !upstream.headers.contains_key(X_FORWARDED_PROTO) {
-        upstream.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(scheme))?;
+        upstream.insert_header("X-Forwarded-Proto", HeaderValue::from_static(scheme))?;
     }
     if let Some(host) = host
         && !upstream.headers.contains_key(X_FORWARDED_HOST)
     {
-        upstream.insert_header(X_FORWARDED_HOST, host)?;
+        upstream.insert_header("X-Forwarded-Host", host)?;
     }
     Ok(())
 }

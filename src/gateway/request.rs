@@ -1,6 +1,8 @@
 //! What is checked and learned of a request's head before anything acts on it.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
 use pingora_core::{Error, ErrorType};
@@ -116,7 +118,7 @@ fn both_lengths() -> Failure {
 
 /// The host the client asks for, lower case and without port: the request target's authority, else
 /// the `Host` header (RFC 9112 section 3.3). HTTP/1.0 may go without.
-pub(super) fn host(head: &RequestHeader) -> Result<String, Failure> {
+pub(super) fn host(head: &RequestHeader) -> Result<Cow<'_, str>, Failure> {
     let bad = || Failure::bad_request("the Host header is not a valid host name");
     let named = match head.headers.get(header::HOST) {
         Some(value) => Some(value.to_str().map_err(|_| bad())?),
@@ -132,13 +134,11 @@ pub(super) fn host(head: &RequestHeader) -> Result<String, Failure> {
     }
     let Some(authority) = target.or(named) else {
         return match head.version {
-            Version::HTTP_10 => Ok(String::new()),
+            Version::HTTP_10 => Ok(Cow::Borrowed("")),
             _ => Err(Failure::bad_request("the request has no Host header")),
         };
     };
-    normalize_host(authority)
-        .map(Cow::into_owned)
-        .map_err(|_| bad())
+    normalize_host(authority).map_err(|_| bad())
 }
 
 /// Makes `http://host/path` the path alone: Pingora keeps the former beside the latter and would send it
@@ -201,7 +201,31 @@ pub(super) fn request_id(headers: &HeaderMap, peer_trusted: bool) -> String {
     {
         return given.to_owned();
     }
-    Uuid::now_v7().simple().to_string()
+    new_id().simple().to_string()
+}
+
+/// A UUIDv7 (RFC 9562 section 5.7). It has to be unique, not secret, so the system is asked for random
+/// bytes for many at once: asking for each costs a system call per request.
+fn new_id() -> Uuid {
+    const RANDOM_BYTES: usize = 10;
+    const AHEAD: usize = 50;
+    thread_local! {
+        static RANDOM: RefCell<(usize, [u8; RANDOM_BYTES * AHEAD])> =
+            const { RefCell::new((AHEAD, [0; RANDOM_BYTES * AHEAD])) };
+    }
+    let mut random = [0; RANDOM_BYTES];
+    RANDOM.with_borrow_mut(|(used, bytes)| {
+        if *used == AHEAD {
+            // Without randomness, which no system that runs is out of, ids still differ by their time.
+            let _ = getrandom::fill(bytes);
+            *used = 0;
+        }
+        random.copy_from_slice(&bytes[*used * RANDOM_BYTES..][..RANDOM_BYTES]);
+        *used += 1;
+    });
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let millis = since.map_or(0, |since| since.as_millis() as u64);
+    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
 #[cfg(test)]
@@ -324,6 +348,18 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert("transfer-encoding", coding.parse().unwrap());
             assert_eq!(check_lengths(&headers).is_ok(), fine, "{coding}");
+        }
+    }
+
+    #[test]
+    fn new_ids_differ_and_say_when() {
+        let before = Uuid::now_v7().get_timestamp().unwrap();
+        let ids: std::collections::HashSet<Uuid> = (0..1000).map(|_| new_id()).collect();
+        assert_eq!(ids.len(), 1000);
+        for id in ids {
+            assert_eq!(id.get_version(), Some(uuid::Version::SortRand));
+            let seconds = id.get_timestamp().unwrap().to_unix().0;
+            assert!((before.to_unix().0..before.to_unix().0 + 60).contains(&seconds));
         }
     }
 

@@ -1,9 +1,11 @@
 //! How answers leave: the one place where a failure becomes HTTP and common headers are added.
 
 use bytes::Bytes;
+use http::header::Entry;
+use http::response::Parts as RespParts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use pingora_core::Error;
 use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::{Error, ErrorType, OrErr};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use serde_json::{Map, Value, json};
@@ -19,6 +21,11 @@ use crate::sandbox::Usage;
 /// What is written at a time. The write timeout is for each: it ends a client that takes nothing more,
 /// not one that takes its time.
 const PIECE_BYTES: usize = 64 * 1024;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// About as many fields as an answer gets from us.
+const FIELDS_ADDED: usize = 16;
 
 /// Why a request is not answered in the ordinary way.
 pub(super) enum Stop {
@@ -98,35 +105,59 @@ impl Gateway {
 
     /// Adds what every response carries: the id, the rate limit's state, security headers, and last
     /// the route's own edits, which override all of it but what pages of other origins may do.
+    ///
+    /// The case of names is not kept (RFC 9110 section 5.1): to note it for each field costs Pingora
+    /// more than all that is done here.
     pub(super) fn finish_head(
         &self,
         session: &Session,
         ctx: &Ctx,
         head: &mut ResponseHeader,
     ) -> Result<(), Box<Error>> {
-        head.insert_header("x-request-id", ctx.request_id.as_str())?;
+        let bare = ResponseHeader::build_no_case(head.status, Some(0))?;
+        let given = std::mem::replace(head, bare);
+        let reason = given.get_reason_phrase();
+        let reason = reason.filter(|reason| given.status.canonical_reason() != Some(*reason));
+        let reason = reason.map(str::to_owned);
+        let mut parts = RespParts::from(given);
+        self.finish_fields(session, ctx, &mut parts.headers)?;
+        *head = ResponseHeader::from(parts);
+        if reason.is_some() {
+            head.set_reason_phrase(reason.as_deref())?;
+        }
+        if let Some(cors) = ctx.cors() {
+            cors::add_headers(&session.req_header().headers, ctx, cors, head)?;
+        }
+        Ok(())
+    }
+
+    fn finish_fields(
+        &self,
+        session: &Session,
+        ctx: &Ctx,
+        fields: &mut HeaderMap,
+    ) -> Result<(), Box<Error>> {
+        let id = HeaderValue::from_str(&ctx.request_id)
+            .or_err(ErrorType::InvalidHTTPHeader, "the request's id")?;
+        fields.reserve(FIELDS_ADDED);
+        fields.insert(X_REQUEST_ID, id);
         if let Some(decision) = &ctx.decision {
-            for (name, value) in limits::headers(decision) {
-                head.insert_header(name, value)?;
-            }
+            fields.extend(limits::headers(decision));
         }
         if let Some((_, usage)) = &ctx.guest {
             add_receipt(head, usage)?;
         }
         let settings = &ctx.plan.settings;
         for (name, value) in &settings.headers.response_set {
-            set_if_absent(head, name, value)?;
+            set_if_absent(fields, name, value);
         }
         if let Some(hsts) = &settings.hsts
             && is_tls(session)
         {
-            set_if_absent(head, &header::STRICT_TRANSPORT_SECURITY, hsts)?;
+            set_if_absent(fields, &header::STRICT_TRANSPORT_SECURITY, hsts);
         }
         if let Some(edits) = ctx.route_headers() {
-            edit_response(head, edits)?;
-        }
-        if let Some(cors) = ctx.cors() {
-            cors::add_headers(&session.req_header().headers, ctx, cors, head)?;
+            edit_response(fields, edits);
         }
         Ok(())
     }
@@ -308,28 +339,22 @@ fn log_refusal(shared: &Shared, facts: &ProxyDigest, failure: &Failure, request_
     }
 }
 
-fn edit_response(head: &mut ResponseHeader, edits: &HeaderEdits) -> Result<(), Box<Error>> {
+fn edit_response(fields: &mut HeaderMap, edits: &HeaderEdits) {
     for name in &edits.response_remove {
-        head.remove_header(name);
+        fields.remove(name);
     }
     for (name, value) in &edits.response_set {
-        head.insert_header(name.clone(), value.clone())?;
+        fields.insert(name.clone(), value.clone());
     }
     for (name, value) in &edits.response_add {
-        head.append_header(name.clone(), value.clone())?;
+        fields.append(name.clone(), value.clone());
     }
-    Ok(())
 }
 
-fn set_if_absent(
-    head: &mut ResponseHeader,
-    name: &HeaderName,
-    value: &HeaderValue,
-) -> Result<(), Box<Error>> {
-    if !head.headers.contains_key(name) {
-        head.insert_header(name.clone(), value.clone())?;
+fn set_if_absent(fields: &mut HeaderMap, name: &HeaderName, value: &HeaderValue) {
+    if let Entry::Vacant(vacant) = fields.entry(name.clone()) {
+        vacant.insert(value.clone());
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -355,9 +380,9 @@ mod tests {
 
     #[test]
     fn route_edits_override_security_headers() {
-        let mut head = ResponseHeader::build(200, None).unwrap();
-        head.insert_header("x-frame-options", "DENY").unwrap();
-        head.insert_header("x-a", "1").unwrap();
+        let mut fields = HeaderMap::new();
+        fields.insert("x-frame-options", "DENY".parse().unwrap());
+        fields.insert("x-a", "1".parse().unwrap());
         let edits = HeaderEdits {
             response_set: vec![(
                 "x-frame-options".parse().unwrap(),
@@ -366,8 +391,8 @@ mod tests {
             response_remove: vec!["x-a".parse().unwrap()],
             ..HeaderEdits::default()
         };
-        edit_response(&mut head, &edits).unwrap();
-        assert_eq!(head.headers["x-frame-options"], "SAMEORIGIN");
-        assert!(!head.headers.contains_key("x-a"));
+        edit_response(&mut fields, &edits);
+        assert_eq!(fields["x-frame-options"], "SAMEORIGIN");
+        assert!(!fields.contains_key("x-a"));
     }
 }

@@ -53,7 +53,7 @@ use self::memory::MemoryPool;
 use self::warm::WarmPool;
 use crate::telemetry::metrics::metrics;
 
-pub use allocator::give_back_large_blocks;
+pub use allocator::{Allocator, give_back_large_blocks};
 pub use artifacts::ArtifactKey;
 pub use engine::Prepared;
 pub use executor::ShareKey;

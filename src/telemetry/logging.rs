@@ -10,6 +10,7 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::access;
 use super::writer::{self, Writing};
 
 /// Settings of the log.
@@ -70,17 +71,25 @@ pub fn init(settings: &Settings) -> Result<LogGuard, LoggingError> {
         registry
             .with(
                 fmt::layer()
-                    .with_writer(writer)
+                    .with_writer(writer.clone())
                     .with_ansi(ansi)
                     .with_target(false),
             )
             .try_init()
     } else {
         registry
-            .with(fmt::layer().json().flatten_event(true).with_writer(writer))
+            .with(
+                fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_writer(writer.clone()),
+            )
             .try_init()
     };
     installed.map_err(|_| LoggingError::Installed)?;
+    if !pretty {
+        access::write_json_to(writer);
+    }
     Ok(LogGuard { _writing: writing })
 }
 

@@ -93,20 +93,27 @@ impl Shared {
     }
 }
 
-impl Write for Lines {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+impl Lines {
+    /// Takes one line, or several whole ones.
+    pub fn put(&self, lines: &[u8]) {
         let mut waiting = self.0.waiting();
-        if waiting.bytes.len() + line.len() > BYTES_MAX {
+        if waiting.bytes.len() + lines.len() > BYTES_MAX {
             drop(waiting);
             metrics().log_lines_dropped.inc();
-            return Ok(line.len());
+            return;
         }
         let wakes = waiting.bytes.is_empty() && !waiting.is_gathering;
-        waiting.bytes.extend_from_slice(line);
+        waiting.bytes.extend_from_slice(lines);
         drop(waiting);
         if wakes {
             self.0.woken.notify_one();
         }
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.put(line);
         Ok(line.len())
     }
 

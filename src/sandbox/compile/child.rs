@@ -12,9 +12,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
-use super::super::ModuleError;
 use super::super::settings::CompileSettings;
 use super::super::worker::{self, Answer, Job, Limits, Reply};
+use super::super::{ModuleError, allocator};
 use super::keeper::Taken;
 
 /// How often the parent looks whether anybody still waits.
@@ -70,6 +70,7 @@ impl Worker {
         let mut child = Command::new(&settings.worker)
             .arg(worker::COMMAND)
             .env_clear()
+            .env(allocator::PLAIN.to_string_lossy().as_ref(), "1")
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
