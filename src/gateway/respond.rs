@@ -145,7 +145,7 @@ impl Gateway {
             fields.extend(limits::headers(decision));
         }
         if let Some((_, usage)) = &ctx.guest {
-            add_receipt(head, usage)?;
+            add_receipt(fields, usage);
         }
         let settings = &ctx.plan.settings;
         for (name, value) in &settings.headers.response_set {
@@ -164,11 +164,14 @@ impl Gateway {
 }
 
 /// What a guest used, on the answer that it made. One that goes on after the head has left can't have it.
-fn add_receipt(head: &mut ResponseHeader, usage: &Usage) -> Result<(), Box<Error>> {
-    head.insert_header("x-wasm-duration-us", usage.wall.as_micros() as u64)?;
-    head.insert_header("x-wasm-cpu-us", usage.cpu.as_micros() as u64)?;
-    head.insert_header("x-wasm-memory-peak-bytes", usage.memory_peak_bytes)?;
-    Ok(())
+fn add_receipt(fields: &mut HeaderMap, usage: &Usage) {
+    for (name, value) in [
+        ("x-wasm-duration-us", usage.wall.as_micros() as u64),
+        ("x-wasm-cpu-us", usage.cpu.as_micros() as u64),
+        ("x-wasm-memory-peak-bytes", usage.memory_peak_bytes),
+    ] {
+        fields.insert(HeaderName::from_static(name), HeaderValue::from(value));
+    }
 }
 
 /// Sends a body compressed: a short one whole, with its length, a long one piece by piece.

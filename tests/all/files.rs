@@ -53,7 +53,7 @@ async fn a_routes_guests_read_its_files_as_they_were_at_start() {
 fn a_directory_that_can_not_be_read_stops_the_start() {
     let tree = tree();
     std::os::unix::fs::symlink("/etc/passwd", tree.path().join("more/link")).unwrap();
-    let config = json!({ "routes": [{ "name": "files", "match": { "path": "/files" },
+    let config = json!({ "server": { "http": [], "admin": { "address": "127.0.0.1:0" } }, "routes": [{ "name": "files", "match": { "path": "/files" },
         "execute": { "file": root().join("examples/guests/files.wasm"), "files": tree.path() } }] });
     let file = tree.path().join("config.yaml");
     std::fs::write(&file, serde_yaml::to_string(&config).unwrap()).unwrap();

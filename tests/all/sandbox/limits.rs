@@ -1,11 +1,14 @@
 //! Limits one by one: exactly where each one is, and what is left when it was met.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use wasm_wizard::sandbox::{End, ModuleError, Preparation, Sandbox};
+use wasm_wizard::sandbox::{End, ModuleError, Preparation, Prepared, Sandbox};
 
-use super::{call, call_for, command, end, prepare, refused, run, sandbox, settings, wasm, within};
+use super::{
+    call, call_for, command, end, prepare, refused, run, sandbox, settings, until, wasm, within,
+};
 
 #[tokio::test]
 async fn one_large_fill_overruns_the_deadline_but_little() {
@@ -60,32 +63,62 @@ async fn the_end_of_the_stack_is_safe_wherever_it_is_met() {
                  (call $down (i32.load (i32.const 32)) (i64.const 7))))"
         );
         let module = prepare(&text).await;
-        let end_at = |depth: u32| {
-            let mut call = call();
-            call.stdin = Bytes::copy_from_slice(&depth.to_le_bytes()).into();
-            let module = module.clone();
-            async move { within(sandbox().run(module, call)).await.unwrap().end }
-        };
-        let overflow = End::Trap("call stack exhausted".into());
-        let (mut fits, mut too_deep) = (0, 200_000);
-        while too_deep - fits > 1 {
-            let middle = (fits + too_deep) / 2;
-            if end_at(middle).await == overflow {
-                too_deep = middle
-            } else {
-                fits = middle
-            }
-        }
+        let too_deep = too_deep(&module).await;
         for depth in too_deep.saturating_sub(120)..too_deep + 3 {
-            let end = end_at(depth).await;
+            let end = end_at(&module, depth).await;
             assert!(
                 !matches!(end, End::HostError(_) | End::TimeLimit),
                 "{action}: {end:?}"
             );
         }
+        others_can_trap(action).await;
     }
     // The process, its allocator and its locks are well.
     assert_eq!(end(&command("(nop)")).await, End::Exit(0));
+}
+
+/// A guest that is told on its input how deep to go before it acts.
+async fn end_at(module: &Arc<Prepared>, depth: u32) -> End {
+    let mut call = call();
+    call.stdin = Bytes::copy_from_slice(&depth.to_le_bytes()).into();
+    let sandbox = sandbox();
+    let run = sandbox.run(Arc::clone(module), call);
+    within(run).await.unwrap().end
+}
+
+/// The least depth that does not fit the stack.
+async fn too_deep(module: &Arc<Prepared>) -> u32 {
+    let overflow = End::Trap("call stack exhausted".into());
+    let (mut fits, mut too_deep) = (0, 200_000);
+    while too_deep - fits > 1 {
+        let middle = (fits + too_deep) / 2;
+        if end_at(module, middle).await == overflow {
+            too_deep = middle
+        } else {
+            fits = middle
+        }
+    }
+    too_deep
+}
+
+/// What fails at the end of the stack must not take a lock of the process with it: once it did, and
+/// every guest that trapped on another thread waited for that lock for ever.
+async fn others_can_trap(after: &str) {
+    let trap = prepare(&command("(drop (i32.load (i32.const -9)))")).await;
+    let elsewhere = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        let sandbox = sandbox();
+        let run = runtime.block_on(async { within(sandbox.run(trap, call())).await });
+        run.unwrap().end
+    });
+    until("the guest of another thread", || elsewhere.is_finished()).await;
+    let end = elsewhere.join().unwrap();
+    assert_eq!(
+        end,
+        End::Trap("out of bounds memory access".into()),
+        "{after}"
+    );
 }
 
 #[tokio::test]
