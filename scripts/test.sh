@@ -7,7 +7,8 @@ usage() {
 Usage: scripts/test.sh [--no-install] [ARGUMENTS OF cargo test]
 
 Installs the Debian packages the tests need (unless --no-install), then runs: cargo fmt, cargo clippy,
-shellcheck, all tests. Honours CARGO_TARGET_DIR. The first run compiles Wasmer and Pingora.
+shellcheck, all tests. What else these run (scripts/requirements.txt) goes into target/tools-venv.
+Honours CARGO_TARGET_DIR. The first run compiles Wasmer and Pingora.
 TXT
 }
 
@@ -21,9 +22,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # What each is for: a C toolchain and cmake to build dependencies; clang, lld, wasi-libc and
 # compiler-rt to build guests; postgresql for the store's tests; curl and openssl as real clients;
-# and shellcheck for the scripts.
+# jq and shellcheck for the scripts; python3-venv for the checking programs of scripts/tools.sh; and bubblewrap
+# to start the program in the image's own tree of files.
 packages=(build-essential cmake pkg-config ca-certificates curl openssl
-  clang lld wasi-libc libclang-rt-14-dev-wasm32 postgresql shellcheck)
+  clang lld wasi-libc libclang-rt-14-dev-wasm32 postgresql shellcheck jq python3-venv bubblewrap)
 
 missing=()
 for package in "${packages[@]}"; do
@@ -45,7 +47,9 @@ step() { printf '\n== %s\n' "$*"; }
 step cargo fmt --check
 cargo fmt --check
 step shellcheck
-shellcheck scripts/*.sh .ci/run
+shellcheck scripts/*.sh docker/*.sh .ci/run
+step scripts/tools.sh
+scripts/tools.sh
 step cargo clippy
 cargo clippy --locked --all-targets -- -D warnings
 step cargo test

@@ -4,6 +4,7 @@
 pub mod check;
 pub mod exec;
 pub mod explain;
+mod health;
 pub mod keys;
 pub mod modules;
 mod serve;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::auth::Authenticator;
 use crate::config::{self, Config};
@@ -66,6 +67,8 @@ enum Command {
     Check(check::Args),
     /// Say which route a request would take, and why no other.
     Explain(explain::Args),
+    /// Ask a running gateway how it is; for health checks of containers.
+    Health(health::Args),
     /// Bring the database's schema to the newest version.
     Migrate,
     /// Run a module in the sandbox, without a server.
@@ -79,6 +82,14 @@ enum Command {
     /// Compile one module from standard input; started by the gateway itself.
     #[command(hide = true)]
     CompileWorker,
+}
+
+/// Every command and flag, for what is held against them: documents, manifests, scripts.
+pub fn command() -> clap::Command {
+    let mut command = Cli::command();
+    // Puts the flags that all commands share into each of them.
+    command.build();
+    command
 }
 
 /// Runs the program. Bad usage exits with 2, a failure with 1.
@@ -118,6 +129,11 @@ fn run(cli: Cli) -> anyhow::Result<i32> {
         Command::Serve(args) => serve::run(args, configured(file)?),
         Command::Check(args) => check_configuration(args, cli.config),
         Command::Explain(args) => explain::run(&args, &load(file)?, &mut std::io::stdout().lock()),
+        Command::Health(args) => {
+            let admin = file.map(|file| load(Some(file))).transpose()?;
+            let admin = admin.map(|config| config.server.admin);
+            health::run(&args, admin, &mut std::io::stdout().lock())
+        }
         Command::Migrate => migrate(&load(file)?),
         Command::Exec(args) => exec::run(&args, &load(file)?),
         Command::Keys(command) => with_store(&load(file)?, async |store, auth, _| {

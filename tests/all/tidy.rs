@@ -332,7 +332,12 @@ fn every_dependency_is_accounted_for() {
 #[test]
 fn documents_link_to_what_exists() {
     let mut documents = files("docs", "md");
-    for name in ["README.md", "CHANGELOG.md"] {
+    for name in [
+        "README.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "CONTRIBUTING.md",
+    ] {
         documents.push((
             name.into(),
             std::fs::read_to_string(root().join(name)).unwrap(),

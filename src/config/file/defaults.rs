@@ -48,6 +48,7 @@ impl Default for Server {
             http: vec![Http {
                 address: address(Ipv4Addr::UNSPECIFIED, 8080),
                 serve: Serve::Redirect,
+                https_port: None,
                 proxy_protocol: false,
                 allow: Vec::new(),
                 deny: Vec::new(),

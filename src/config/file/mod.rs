@@ -156,6 +156,9 @@ pub struct Http {
     pub address: Option<Address>,
     #[serde(default)]
     pub serve: Serve,
+    /// The port that clients are redirected to, where it is not that of the first HTTPS listener.
+    #[serde(default)]
+    pub https_port: Option<u16>,
     /// Whether each connection begins with a header of the PROXY protocol, version 1 or 2.
     #[serde(default)]
     pub proxy_protocol: bool,

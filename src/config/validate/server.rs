@@ -204,9 +204,9 @@ fn http(
             address,
             proxy_protocol,
         }),
-        (Serve::Redirect, Some(https_port)) => Some(Listener::HttpRedirect {
+        (Serve::Redirect, Some(listener_port)) => Some(Listener::HttpRedirect {
             address,
-            https_port,
+            https_port: redirect_port(http.https_port, at, cx)?.unwrap_or(listener_port),
             proxy_protocol,
         }),
         (Serve::Redirect, None) => {
@@ -223,6 +223,20 @@ fn http(
     }
 }
 
+/// Behind a port mapping, clients see another port than the listener has.
+fn redirect_port(port: Option<u16>, at: &Path, cx: &mut Context) -> Option<Option<u16>> {
+    if port == Some(0) {
+        let hint = "name the port that clients use, such as 443";
+        cx.problem(
+            &at.key("https_port"),
+            "must be from 1 to 65535, not 0",
+            hint,
+        );
+        return None;
+    }
+    Some(port)
+}
+
 fn admin(
     admin: &file::Admin,
     at: &Path,
@@ -230,8 +244,8 @@ fn admin(
     cx: &mut Context,
 ) -> Option<SocketAddr> {
     let address = address(admin.address, at, taken, cx)?;
-    if !address.ip().is_loopback() {
-        let hint = "keep it on 127.0.0.1 or a private network";
+    if !address.ip().is_loopback() && admin.allow.is_empty() {
+        let hint = "keep it on 127.0.0.1 or a private network, or name who is let in with allow";
         cx.warning(
             &at.key("address"),
             "whoever reaches the admin listener can read the metrics",

@@ -44,3 +44,44 @@ pub fn free_port() -> u16 {
 pub fn root() -> &'static std::path::Path {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
 }
+
+/// A checking program that `scripts/tools.sh` installs beside what cargo builds.
+pub fn tool(name: &str) -> std::process::Command {
+    let target = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = target.parent().unwrap().join("tools-venv/bin").join(name);
+    assert!(
+        program.exists(),
+        "{} is missing; run: scripts/tools.sh",
+        program.display()
+    );
+    let mut command = std::process::Command::new(program);
+    command.current_dir(root());
+    command
+}
+
+/// A program of a Debian package.
+pub fn program(name: &str, package: &str) -> std::process::Command {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join(name).exists());
+    assert!(found, "{name} is missing; run: apt-get install {package}");
+    let mut command = std::process::Command::new(name);
+    command.current_dir(root());
+    command
+}
+
+/// Runs it to its end; panics with what it said when it does not succeed.
+pub fn succeed(command: &mut std::process::Command) -> String {
+    let output = command
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}

@@ -1,0 +1,33 @@
+#!/bin/sh
+# Makes the database and the roles, on the first start of a new PostgreSQL: the image runs what it finds in
+# /docker-entrypoint-initdb.d. Passwords are read from files by psql itself, so they stand in no command line and no log.
+set -eu
+
+case "${1:-}" in
+  -h | --help)
+    echo "Usage: conf/postgres/roles.sh (with PGHOST, PGPORT, POSTGRES_USER of a superuser, and SECRETS_DIR)"
+    exit 0
+    ;;
+esac
+
+secrets=${SECRETS_DIR:-/run/secrets}
+for name in database_password postgres_exporter_password; do
+  [ -s "$secrets/$name" ] || { echo "roles.sh: $secrets/$name is missing or empty" >&2; exit 1; }
+done
+
+psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname postgres <<SQL
+\set database_password \`cat '$secrets/database_password'\`
+\set exporter_password \`cat '$secrets/postgres_exporter_password'\`
+-- What the gateway may do: everything in its own database, nothing elsewhere.
+SELECT 'CREATE ROLE wasm_wizard LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE'
+ WHERE NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'wasm_wizard') \gexec
+ALTER ROLE wasm_wizard PASSWORD :'database_password';
+SELECT 'CREATE DATABASE wasm_wizard OWNER wasm_wizard'
+ WHERE NOT EXISTS (SELECT 1 FROM pg_database WHERE datname = 'wasm_wizard') \gexec
+REVOKE ALL ON DATABASE wasm_wizard FROM PUBLIC;
+-- What the exporter may do: read statistics.
+SELECT 'CREATE ROLE monitoring LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE IN ROLE pg_monitor'
+ WHERE NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'monitoring') \gexec
+ALTER ROLE monitoring PASSWORD :'exporter_password';
+GRANT CONNECT ON DATABASE wasm_wizard TO monitoring;
+SQL
