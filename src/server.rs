@@ -1,6 +1,7 @@
 //! The composition root: from the configuration to listeners, services and background tasks.
 
 mod notify;
+mod observe;
 mod records;
 mod reload;
 mod sockets;
@@ -185,6 +186,7 @@ impl Server {
         let serving = self.start_pingora(listeners, stopped, grace)?;
         let background = self.start_background();
         let records = Records::start(&self.shared, &self.store, &self.config.usage);
+        let observing = tokio::spawn(observe::observe(self.config.clone(), self.store.clone()));
         let certificates = tokio::spawn(tls::watch(self.reloader.terminators.clone()));
         let reloads = tokio::spawn(self.reloader.run());
         wait_until_accepting(&addresses).await?;
@@ -222,6 +224,7 @@ impl Server {
         drain(grace).await;
         self.shared.sandbox.shut_down();
         background.abort();
+        observing.abort();
         write_out(&self.auth).await;
         records.finish().await;
         self.store.close().await;
@@ -329,6 +332,7 @@ impl Server {
             loop {
                 health.beat(Instant::now());
                 check_database(&store, &health).await;
+                metrics().database.connections(store.connections());
                 if flushed.elapsed() >= FLUSH_EVERY {
                     flushed = Instant::now();
                     write_out(&auth).await;
@@ -516,7 +520,7 @@ async fn self_test(sandbox: &Sandbox) -> anyhow::Result<()> {
 
 async fn check_database(store: &Store, health: &Health) {
     let found = store.ping().await.map_err(|error| error.to_string());
-    metrics().database_up.set(i64::from(found.is_ok()));
+    metrics().database.up.set(i64::from(found.is_ok()));
     // The details go to the log: the health page is public.
     let public = found
         .as_ref()

@@ -98,6 +98,8 @@ pub struct Metrics {
     pub enabled: bool,
     /// Path on the admin listener.
     pub path: String,
+    /// The file that says when the last backup was made; `None` where nobody watches over that.
+    pub backup_stamp: Option<PathBuf>,
 }
 
 /// A configuration that can be used, and what should be known about it.

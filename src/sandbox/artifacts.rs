@@ -27,7 +27,7 @@ use super::check::{Facts, Limits};
 use super::engine::{Compiled, Compiler};
 use super::settings::ArtifactSettings;
 use super::{ModuleHash, engine};
-use crate::telemetry::metrics::metrics;
+use crate::telemetry::metrics::{Found, metrics};
 
 pub use self::key::ArtifactKey;
 
@@ -108,6 +108,7 @@ impl ArtifactStore {
         match folder.read(hash, artifact_bytes_max) {
             Ok(compiled) => {
                 metrics().artifact("hit");
+                metrics().module_lookup(Found::Disk);
                 Some(compiled)
             }
             Err(Rejected::Missing) => {

@@ -43,7 +43,7 @@ use super::tunables::SandboxTunables;
 use super::warm::WarmPool;
 use super::worker::{Job, Task};
 use super::{ModuleError, ModuleHash, Preparation, Prepared, Settings, ShareKey, engine};
-use crate::telemetry::metrics::metrics;
+use crate::telemetry::metrics::{Found, metrics};
 
 pub(super) use self::flight::Quality;
 
@@ -121,7 +121,8 @@ impl Compilers {
 
     /// The module, if it is in the cache.
     pub(super) fn cached(&self, hash: &ModuleHash) -> Option<Arc<Prepared>> {
-        self.shared.cached(hash, Quality::Soon)
+        let module = self.shared.cached(hash, Quality::Soon);
+        module.inspect(|_| metrics().module_lookup(Found::Memory))
     }
 
     /// Modules in the cache.
@@ -219,6 +220,7 @@ impl Shared {
         share: ShareKey,
     ) -> Result<Boarding, ModuleError> {
         if let Some(module) = self.cached(&hash, quality) {
+            metrics().module_lookup(Found::Memory);
             return Ok(Boarding::Cached(module));
         }
         if let Some(error) = self.refusals.get(&(hash, quality), Instant::now()) {
@@ -399,6 +401,9 @@ impl Shared {
         let loaded = self.load(flight.hash, compiled);
         let result = loaded.as_ref().map_or_else(outcome, |_| "compiled");
         metrics().compile(result, name(compiler), began.elapsed());
+        if lane != Lane::Background {
+            metrics().module_lookup(Found::Nowhere);
+        }
         let to_keep = to_keep.filter(|_| loaded.is_ok());
         Flown::Landed(loaded, to_keep)
     }

@@ -27,6 +27,7 @@ use super::memory::image::Image;
 use super::tunables::SandboxTunables;
 use super::warm::{WarmInstances, WarmPool};
 use super::{ModuleError, ModuleHash};
+use crate::telemetry::modules::{ModulePlace, ModuleRows};
 
 /// The start section's function is exported under this name and not run by instantiation, so that
 /// no guest code runs before the deadline is armed and WASI knows the memory.
@@ -65,6 +66,7 @@ pub struct Prepared {
     memory_pages_min: u32,
     compiler: Compiler,
     held_bytes: u64,
+    rows: ModuleRows,
 }
 
 impl Prepared {
@@ -127,6 +129,11 @@ impl Prepared {
     /// Memory held, in bytes, about.
     pub(super) fn held_bytes(&self) -> u64 {
         self.held_bytes
+    }
+
+    /// Where its guests are counted.
+    pub(super) fn counted_at(&self) -> ModulePlace {
+        self.rows.place()
     }
 }
 
@@ -298,6 +305,7 @@ pub(super) unsafe fn load(
         compiler,
         // The artifact stays in memory beside the code mapped from it.
         held_bytes: artifact_bytes.saturating_mul(2),
+        rows: ModuleRows::new(&hash.to_string()),
     };
     prepared.look_at_an_instance(facts, warm);
     Ok(prepared)

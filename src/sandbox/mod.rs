@@ -52,6 +52,7 @@ use self::executor::Executor;
 use self::memory::MemoryPool;
 use self::warm::WarmPool;
 use crate::telemetry::metrics::metrics;
+use crate::telemetry::modules::ModulePlace;
 
 pub use allocator::{Allocator, give_back_large_blocks};
 pub use artifacts::ArtifactKey;
@@ -224,18 +225,21 @@ impl Sandbox {
     /// Runs one fresh guest to its end. Dropping the future stops the guest. Needs a tokio runtime
     /// with its clock enabled.
     pub async fn run(&self, module: Arc<Prepared>, call: Call) -> Result<Outcome, RunError> {
-        let mut counted = Counted(false);
+        // A guest that ends as the last of its module may count in the row of the next one there.
+        let at = module.counted_at();
+        let counted = Counted(at);
         let result = self.executor.run(module, call).await;
-        counted.0 = true;
+        std::mem::forget(counted);
         match &result {
             Ok(Outcome { end, usage, .. }) => metrics().guests.ended(
+                at,
                 end.status(),
                 usage.wall,
                 usage.cpu,
                 usage.queued,
                 usage.memory_peak_bytes,
             ),
-            Err(RunError::Busy | RunError::ShuttingDown) => metrics().guests.rejected(),
+            Err(RunError::Busy | RunError::ShuttingDown) => metrics().guests.rejected(at),
         }
         result
     }
@@ -258,13 +262,11 @@ impl Sandbox {
 }
 
 /// Counts a guest as cancelled when nobody waited for its end.
-struct Counted(bool);
+struct Counted(ModulePlace);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if !self.0 {
-            metrics().guests.cancelled();
-        }
+        metrics().guests.cancelled(self.0);
     }
 }
 

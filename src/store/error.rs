@@ -4,6 +4,8 @@ use sqlx::error::{DatabaseError, ErrorKind};
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgDatabaseError;
 
+use crate::telemetry::database::CallResult;
+
 /// Why the database did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -33,6 +35,19 @@ impl StoreError {
             Some(ErrorKind::UniqueViolation) => StoreError::Conflict(unique),
             Some(ErrorKind::ForeignKeyViolation) => StoreError::NotFound(parent),
             Some(_) | None => StoreError::from(error),
+        }
+    }
+}
+
+impl StoreError {
+    /// As it is counted.
+    pub(super) fn call_result(&self) -> CallResult {
+        match self {
+            StoreError::Unavailable(_) => CallResult::Unavailable,
+            StoreError::NotFound(_) | StoreError::Conflict(_) | StoreError::Invalid(_) => {
+                CallResult::Refused
+            }
+            StoreError::Internal(_) => CallResult::Failed,
         }
     }
 }

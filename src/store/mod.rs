@@ -5,6 +5,7 @@
 //! bounded in time and ends with [`StoreError::Unavailable`] when the bound passes.
 
 mod error;
+pub mod figures;
 pub mod keys;
 mod migrate;
 pub mod modules;
@@ -15,10 +16,14 @@ pub mod usage;
 pub mod users;
 mod values;
 
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pool::{Pool, on_connection};
+
+use crate::telemetry::database::{CallResult, Connections};
+use crate::telemetry::metrics::metrics;
 
 pub use error::StoreError;
 pub use migrate::Migrated;
@@ -86,6 +91,16 @@ impl Store {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.pool().close()).await;
     }
 
+    /// How many connections there are now.
+    pub fn connections(&self) -> Connections {
+        self.pool().connections()
+    }
+
+    /// The directory of the file that holds everything, where the database is one.
+    pub fn directory(&self) -> Option<&Path> {
+        self.pool().directory()
+    }
+
     fn pool(&self) -> &Pool {
         &self.inner.pool
     }
@@ -95,7 +110,14 @@ impl Store {
         &self,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        within(self.inner.call_timeout, call).await
+        let began = Instant::now();
+        let result = within(self.inner.call_timeout, call).await;
+        let called = match &result {
+            Ok(_) => CallResult::Ok,
+            Err(error) => error.call_result(),
+        };
+        metrics().database.called(called, began.elapsed());
+        result
     }
 }
 

@@ -1,5 +1,6 @@
 //! The connections to whichever database it is.
 
+use std::path::Path;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -8,6 +9,7 @@ use sqlx::{Connection, PgConnection, PgPool, Postgres, Row, Transaction};
 
 use super::sqlite::SqlitePools;
 use super::{Settings, StoreError};
+use crate::telemetry::database::Connections;
 
 /// The oldest PostgreSQL we know to work.
 const POSTGRES_MAJOR_MIN: i64 = 15;
@@ -59,11 +61,36 @@ impl Pool {
         }
     }
 
+    /// How many connections there are. Of SQLite, readers and the writer.
+    pub(super) fn connections(&self) -> Connections {
+        match self {
+            Pool::Sqlite(sqlite) => sqlite.connections(),
+            Pool::Postgres(postgres) => connections(&postgres.pool),
+        }
+    }
+
+    /// For SQLite, where the file is.
+    pub(super) fn directory(&self) -> Option<&Path> {
+        match self {
+            Pool::Sqlite(sqlite) => sqlite.directory(),
+            Pool::Postgres(_) => None,
+        }
+    }
+
     pub(super) async fn close(&self) {
         match self {
             Pool::Sqlite(sqlite) => sqlite.close().await,
             Pool::Postgres(postgres) => postgres.pool.close().await,
         }
+    }
+}
+
+pub(super) fn connections<DB: sqlx::Database>(pool: &sqlx::Pool<DB>) -> Connections {
+    let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
+    Connections {
+        active: pool.size().saturating_sub(idle),
+        idle,
+        max: pool.options().get_max_connections(),
     }
 }
 

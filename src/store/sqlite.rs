@@ -12,7 +12,8 @@ use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
-use super::{Settings, StoreError};
+use super::{Settings, StoreError, pool as pools};
+use crate::telemetry::database::Connections;
 
 /// The write-ahead log is cut back to this after it grew, so that one burst of uploads does not
 /// hold the disk for ever.
@@ -87,6 +88,19 @@ impl SqlitePools {
             Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
             Err(error) => Err(StoreError::Unavailable(error.to_string())),
         }
+    }
+
+    pub(super) fn connections(&self) -> Connections {
+        let [readers, writer] = [&self.readers, &self.writer].map(pools::connections);
+        Connections {
+            active: readers.active + writer.active,
+            idle: readers.idle + writer.idle,
+            max: readers.max + writer.max,
+        }
+    }
+
+    pub(super) fn directory(&self) -> Option<&Path> {
+        self.file.path.parent()
     }
 
     pub(super) async fn close(&self) {

@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Bucket, Counter, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Bucket, Metric, MetricFamily, MetricType};
 use prometheus::{Opts, proto};
 
+use super::counters::counter;
 use super::metrics::LATENCY_BUCKETS;
+use super::modules::{ModuleMetrics, ModulePlace};
 use super::shard::Sharded;
 
 /// How a guest may end, or not begin: the values of the label `status`.
-const STATUSES: [&str; 7] = [
+pub(super) const STATUSES: [&str; 7] = [
     "success",
     "execution_error",
     "time_limit_exceeded",
@@ -40,6 +42,7 @@ const NANOSECONDS: f64 = 1e9;
 pub struct GuestMetrics {
     counts: Arc<Sharded<Counts>>,
     families: Arc<[Family; 5]>,
+    modules: ModuleMetrics,
 }
 
 #[derive(Default)]
@@ -79,31 +82,31 @@ impl GuestMetrics {
     ///
     /// # Errors
     /// If a name is not valid.
-    pub(super) fn new(name: impl Fn(&str) -> String) -> prometheus::Result<GuestMetrics> {
-        let family = |own, help, label: Option<&str>| Family::new(name(own), help, label);
+    pub(super) fn new(
+        name: impl Fn(&str) -> String,
+        modules: ModuleMetrics,
+    ) -> prometheus::Result<GuestMetrics> {
+        let family = |own, help, labels: &[&str]| Family::new(name(own), help, labels);
         Ok(GuestMetrics {
             counts: Arc::default(),
+            modules,
             families: Arc::new([
-                family("guests_total", "Guests by how they ended.", Some("status"))?,
+                family("guests_total", "Guests by how they ended.", &["status"])?,
                 family(
                     "guest_duration_seconds",
                     "Wall-clock time of a guest, in seconds.",
-                    None,
+                    &[],
                 )?,
-                family(
-                    "guest_cpu_seconds",
-                    "CPU time of a guest, in seconds.",
-                    None,
-                )?,
+                family("guest_cpu_seconds", "CPU time of a guest, in seconds.", &[])?,
                 family(
                     "guest_queue_seconds",
                     "Time a guest waited for a thread, in seconds.",
-                    None,
+                    &[],
                 )?,
                 family(
                     "guest_memory_peak_bytes",
                     "Largest linear memory of a guest, in bytes.",
-                    None,
+                    &[],
                 )?,
             ]),
         })
@@ -112,14 +115,15 @@ impl GuestMetrics {
     /// One guest's end, with the status of the usage record.
     pub fn ended(
         &self,
+        module: ModulePlace,
         status: &str,
         wall: Duration,
         cpu: Duration,
         queued: Duration,
         memory_peak_bytes: u64,
     ) {
+        self.status(module, status, cpu);
         let counts = self.counts.mine();
-        counts.status(status);
         for (observed, time) in [
             (&counts.wall, wall),
             (&counts.cpu, cpu),
@@ -134,33 +138,32 @@ impl GuestMetrics {
     }
 
     /// A guest that was not started because every place was taken.
-    pub fn rejected(&self) {
-        self.counts.mine().status("rejected");
+    pub fn rejected(&self, module: ModulePlace) {
+        self.status(module, "rejected", Duration::ZERO);
     }
 
     /// A guest whose caller went away before it ended.
-    pub fn cancelled(&self) {
-        self.counts.mine().status("cancelled");
+    pub fn cancelled(&self, module: ModulePlace) {
+        self.status(module, "cancelled", Duration::ZERO);
+    }
+
+    fn status(&self, module: ModulePlace, status: &str, cpu: Duration) {
+        let at = STATUSES.iter().position(|known| *known == status);
+        debug_assert!(at.is_some(), "an unknown status: {status}");
+        if let Some(at) = at {
+            self.counts.mine().statuses[at].fetch_add(1, Ordering::Relaxed);
+            self.modules.count(module, at, cpu);
+        }
     }
 
     fn statuses(&self) -> Vec<Metric> {
-        let label = |status: &str| {
-            let mut label = LabelPair::default();
-            label.set_name("status".to_owned());
-            label.set_value(status.to_owned());
-            label
-        };
         let counted = STATUSES.iter().enumerate().map(|(at, status)| {
             let count: u64 = self
                 .counts
                 .iter()
                 .map(|counts| counts.statuses[at].load(Ordering::Relaxed))
                 .sum();
-            let mut counter = Counter::default();
-            counter.set_value(count as f64);
-            let mut metric = Metric::from_label(vec![label(status)]);
-            metric.set_counter(counter);
-            metric
+            counter(&[("status", status)], count as f64)
         });
         counted.collect()
     }
@@ -199,16 +202,6 @@ impl GuestMetrics {
     }
 }
 
-impl Counts {
-    fn status(&self, status: &str) {
-        let at = STATUSES.iter().position(|known| *known == status);
-        debug_assert!(at.is_some(), "an unknown status: {status}");
-        if let Some(at) = at {
-            self.statuses[at].fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
 impl Collector for GuestMetrics {
     fn desc(&self) -> Vec<&Desc> {
         self.families.iter().map(|family| &family.desc).collect()
@@ -239,23 +232,25 @@ impl Collector for GuestMetrics {
 }
 
 /// A metric's name and help.
-struct Family {
+pub(super) struct Family {
     desc: Desc,
 }
 
 impl Family {
-    fn new(name: String, help: &str, label: Option<&str>) -> prometheus::Result<Family> {
+    pub(super) fn new(name: String, help: &str, labels: &[&str]) -> prometheus::Result<Family> {
         use prometheus::core::Describer;
-        let mut opts = Opts::new(name, help);
-        if let Some(label) = label {
-            opts = opts.variable_label(label);
-        }
+        let labels = labels.iter().map(|label| (*label).to_owned());
+        let opts = Opts::new(name, help).variable_labels(labels.collect());
         Ok(Family {
             desc: opts.describe()?,
         })
     }
 
-    fn of(&self, field_type: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+    pub(super) fn desc(&self) -> &Desc {
+        &self.desc
+    }
+
+    pub(super) fn of(&self, field_type: MetricType, metrics: Vec<Metric>) -> MetricFamily {
         let mut family = MetricFamily::default();
         family.set_name(self.desc.fq_name.clone());
         family.set_help(self.desc.help.clone());
@@ -269,27 +264,31 @@ impl Family {
 mod tests {
     use prometheus::{Encoder, Registry, TextEncoder};
 
+    use super::super::modules::ModuleRows;
     use super::*;
 
     #[test]
     fn threads_count_apart_and_the_page_adds_them_up() {
-        let guests = GuestMetrics::new(|name| format!("test_{name}")).unwrap();
+        let name = |name: &str| format!("test_{name}");
+        let guests = GuestMetrics::new(name, ModuleMetrics::new(name).unwrap()).unwrap();
+        let rows = ModuleRows::new("a test's");
         let registry = Registry::new();
         registry.register(Box::new(guests.clone())).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     let (wall, cpu) = (Duration::from_micros(50), Duration::from_micros(40));
-                    guests.ended("success", wall, cpu, Duration::ZERO, 65_536);
+                    guests.ended(rows.place(), "success", wall, cpu, Duration::ZERO, 65_536);
                     let wall = Duration::from_secs(100);
                     guests.ended(
+                        rows.place(),
                         "time_limit_exceeded",
                         wall,
                         cpu,
                         Duration::from_millis(1),
                         1 << 32,
                     );
-                    guests.rejected();
+                    guests.rejected(rows.place());
                 });
             }
         });

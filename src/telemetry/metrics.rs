@@ -3,8 +3,7 @@
 //! Labels are bounded: route names come from the configuration, methods and statuses from closed
 //! lists. A route's counters are looked up once, not per request.
 
-use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use prometheus::{
@@ -12,8 +11,14 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use super::counters::Counters;
+use super::database::DatabaseMetrics;
 use super::guests::GuestMetrics;
+use super::host::HostMetrics;
+use super::modules::ModuleMetrics;
 use super::usage::UsageMetrics;
+
+pub use super::rows::{RouteMetrics, UpstreamMetrics};
 
 /// From 100 µs to 60 s: an in-process answer takes tens of microseconds, a guest at its deadline
 /// many seconds.
@@ -25,10 +30,14 @@ pub(super) const LATENCY_BUCKETS: [f64; 16] = [
 /// Every metric of the process.
 pub struct Metrics {
     registry: Registry,
-    requests: IntCounterVec,
-    request_duration: HistogramVec,
+    pub(super) requests: IntCounterVec,
+    pub(super) request_duration: HistogramVec,
     pub guests: GuestMetrics,
     pub usage: UsageMetrics,
+    pub(super) modules: ModuleMetrics,
+    pub database: DatabaseMetrics,
+    pub host: HostMetrics,
+    module_lookups: Counters<{ LOOKUPS.len() }>,
     /// Allowed and rejected, looked up once: every request counts here.
     rate_limit: [IntCounter; 2],
     /// By [`AUTHENTICATIONS`].
@@ -51,19 +60,18 @@ pub struct Metrics {
     /// Guests that needed more than a slice of their caller's thread and ran again on one of their own.
     pub guests_postponed: IntCounter,
     pub modules_cached: IntGauge,
-    pub database_up: IntGauge,
     pub upstream_failures: IntCounter,
     config_reloads: IntCounterVec,
     pub config_loaded_at: IntGauge,
     pub upstream_retries_refused: IntCounter,
     pub websockets: IntCounter,
     pub websockets_active: IntGauge,
-    upstream_requests: IntCounterVec,
-    upstream_active: IntGaugeVec,
-    upstream_up: IntGaugeVec,
-    upstream_ejected: IntGaugeVec,
-    upstream_ejections: IntCounterVec,
-    upstream_retries: IntCounterVec,
+    pub(super) upstream_requests: IntCounterVec,
+    pub(super) upstream_active: IntGaugeVec,
+    pub(super) upstream_up: IntGaugeVec,
+    pub(super) upstream_ejected: IntGaugeVec,
+    pub(super) upstream_ejections: IntCounterVec,
+    pub(super) upstream_retries: IntCounterVec,
 }
 
 /// The process's metrics. One set per process, as in Prometheus' own model.
@@ -72,152 +80,7 @@ pub fn metrics() -> &'static Metrics {
     &METRICS
 }
 
-/// One route's counters, kept with the route. Its rows leave the page with the last of this name.
-pub struct RouteMetrics {
-    name: String,
-    duration: Histogram,
-    requests: [[OnceLock<IntCounter>; STATUS_CLASSES.len()]; METHODS.len()],
-}
-
-const METHODS: [&str; 8] = [
-    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other",
-];
 const AUTHENTICATIONS: [&str; 5] = ["anonymous", "ok", "malformed", "invalid", "unavailable"];
-const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-
-impl RouteMetrics {
-    pub fn new(route: &str) -> RouteMetrics {
-        use_rows(Rows::Route, route);
-        RouteMetrics {
-            name: route.to_owned(),
-            duration: metrics().request_duration.with_label_values(&[route]),
-            requests: Default::default(),
-        }
-    }
-
-    /// Counts one answered request. A status of 0 is a client that went away: it counts as 4xx, as
-    /// 499 does elsewhere.
-    pub fn observe(&self, method: &str, status: u16, duration: Duration) {
-        let m = METHODS
-            .iter()
-            .position(|known| *known == method)
-            .unwrap_or(METHODS.len() - 1);
-        let s = match status {
-            100..=599 => usize::from(status / 100) - 1,
-            _ => 3,
-        };
-        let counter = self.requests[m][s].get_or_init(|| {
-            metrics()
-                .requests
-                .with_label_values(&[&self.name, METHODS[m], STATUS_CLASSES[s]])
-        });
-        counter.inc();
-        self.duration.observe(duration.as_secs_f64());
-    }
-}
-
-impl Drop for RouteMetrics {
-    fn drop(&mut self) {
-        let (all, route) = (metrics(), self.name.as_str());
-        leave_rows(Rows::Route, route, || {
-            for method in METHODS {
-                for status in STATUS_CLASSES {
-                    // Most of them never were.
-                    let _ = all.requests.remove_label_values(&[route, method, status]);
-                }
-            }
-            let _ = all.request_duration.remove_label_values(&[route]);
-        });
-    }
-}
-
-/// What rows of the page belong to, besides its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Rows {
-    Route,
-    Upstream,
-}
-
-/// How many have counters in the same rows: the old configuration's and the new one's, for a while.
-static ROWS: LazyLock<Mutex<HashMap<(Rows, String), usize>>> = LazyLock::new(Mutex::default);
-
-/// To be called before the rows are made.
-fn use_rows(of: Rows, name: &str) {
-    let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
-    *rows.entry((of, name.to_owned())).or_default() += 1;
-}
-
-/// Removes rows that nobody uses any more. Under the lock, so that nobody comes to use them meanwhile.
-fn leave_rows(of: Rows, name: &str, remove: impl FnOnce()) {
-    let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
-    let key = (of, name.to_owned());
-    if let Some(users) = rows.get_mut(&key) {
-        *users -= 1;
-        if *users > 0 {
-            return;
-        }
-    }
-    rows.remove(&key);
-    remove();
-}
-
-/// One upstream's counters, kept with it. Its rows leave the page with the last of this name.
-pub struct UpstreamMetrics {
-    name: String,
-    /// Requests by how they went.
-    pub ok: IntCounter,
-    pub connect_failed: IntCounter,
-    pub failed: IntCounter,
-    pub active: IntGauge,
-    pub up: IntGauge,
-    pub ejected: IntGauge,
-    pub ejections: IntCounter,
-    pub retries: IntCounter,
-}
-
-const UPSTREAM_RESULTS: [&str; 3] = ["ok", "connect_failed", "failed"];
-
-impl UpstreamMetrics {
-    pub fn new(name: &str) -> UpstreamMetrics {
-        let all = metrics();
-        use_rows(Rows::Upstream, name);
-        let [ok, connect_failed, failed] =
-            UPSTREAM_RESULTS.map(|result| all.upstream_requests.with_label_values(&[name, result]));
-        UpstreamMetrics {
-            name: name.to_owned(),
-            ok,
-            connect_failed,
-            failed,
-            active: all.upstream_active.with_label_values(&[name]),
-            up: all.upstream_up.with_label_values(&[name]),
-            ejected: all.upstream_ejected.with_label_values(&[name]),
-            ejections: all.upstream_ejections.with_label_values(&[name]),
-            retries: all.upstream_retries.with_label_values(&[name]),
-        }
-    }
-}
-
-impl Drop for UpstreamMetrics {
-    fn drop(&mut self) {
-        let (all, name) = (metrics(), self.name.as_str());
-        leave_rows(Rows::Upstream, name, || {
-            // What is not there need not be removed.
-            for result in UPSTREAM_RESULTS {
-                let _ = all.upstream_requests.remove_label_values(&[name, result]);
-            }
-            for gauge in [
-                &all.upstream_active,
-                &all.upstream_up,
-                &all.upstream_ejected,
-            ] {
-                let _ = gauge.remove_label_values(&[name]);
-            }
-            for counter in [&all.upstream_ejections, &all.upstream_retries] {
-                let _ = counter.remove_label_values(&[name]);
-            }
-        });
-    }
-}
 
 impl Metrics {
     pub fn rate_limit(&self, allowed: bool) {
@@ -286,6 +149,11 @@ impl Metrics {
         self.artifacts.with_label_values(&[result]).inc();
     }
 
+    /// One module that was wanted.
+    pub fn module_lookup(&self, found: Found) {
+        self.module_lookups.inc(found as usize);
+    }
+
     /// One attempt to reload the configuration. `result` is one of `ok`, `refused`.
     pub fn config_reload(&self, result: &str) {
         self.config_reloads.with_label_values(&[result]).inc();
@@ -317,7 +185,8 @@ impl Metrics {
             &["version"],
         );
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Metrics {
+        let modules = ModuleMetrics::new(|name| r.name(name)).expect("the metrics are valid");
+        let metrics = Metrics {
             requests: r.counter_vec(
                 "requests_total",
                 "Requests answered.",
@@ -329,7 +198,22 @@ impl Metrics {
                 &["route"],
             ),
             usage: UsageMetrics::new(&r),
-            guests: r.add(GuestMetrics::new(|name| r.name(name)).expect("the metrics are valid")),
+            guests: {
+                let guests = GuestMetrics::new(|name| r.name(name), modules.clone());
+                r.add(guests.expect("the metrics are valid"))
+            },
+            modules: r.add(modules),
+            database: DatabaseMetrics::new(&r),
+            host: HostMetrics::new(&r),
+            module_lookups: {
+                let lookups = Counters::new(
+                    r.name("module_lookups_total"),
+                    "Modules that were wanted through the API or by a route's start, by where they were: memory, disk, or to be compiled.",
+                    "found",
+                    LOOKUPS,
+                );
+                r.add(lookups.expect("the metric is valid"))
+            },
             rate_limit: {
                 let decisions = r.counter_vec(
                     "rate_limit_decisions_total",
@@ -408,10 +292,6 @@ impl Metrics {
                 "Guests that outlasted their slice of the caller's thread and ran again on one of their own.",
             ),
             modules_cached: r.gauge("modules_cached", "Compiled modules in memory."),
-            database_up: r.gauge(
-                "database_up",
-                "1 when the database answered the last check, else 0.",
-            ),
             upstream_failures: r.counter(
                 "upstream_failures_total",
                 "Requests whose upstream could not be reached or failed.",
@@ -430,7 +310,7 @@ impl Metrics {
             },
             config_loaded_at: r.gauge(
                 "config_last_reload_success_timestamp_seconds",
-                "When the configuration in use was loaded, in seconds since 1970.",
+                "When the configuration in use was loaded, in seconds since the Unix epoch.",
             ),
             upstream_retries_refused: r.counter(
                 "upstream_retries_refused_total",
@@ -468,10 +348,56 @@ impl Metrics {
                 "Tries at an upstream that were not their request's first.",
                 &["upstream"],
             ),
-            registry,
+            registry: registry.clone(),
+        };
+        metrics.begin_rows();
+        metrics
+    }
+
+    /// Rows of closed lists are there before anything happened: from a row that appears with its first
+    /// event, nobody can tell that there was one.
+    fn begin_rows(&self) {
+        for (of, values) in [
+            (&self.tls_handshakes, &["ok", "failed", "timeout"][..]),
+            (
+                &self.artifacts,
+                &["hit", "miss", "rejected", "written", "failed"],
+            ),
+            (
+                &self.connections_refused,
+                &["total", "address", "proxy_header"],
+            ),
+            (
+                &self.http2_floods,
+                &["resets", "control", "continuations", "window_updates"],
+            ),
+            (&self.certificate_reloads, &["ok", "refused"]),
+            (&self.addresses_denied, &["listener", "route"]),
+            (&self.config_reloads, &["ok", "refused"]),
+        ] {
+            for value in values {
+                of.with_label_values(&[value]);
+            }
         }
+        for compiler in ["singlepass", "cranelift"] {
+            for result in ["compiled", "refused", "limit", "failed"] {
+                self.compiles.with_label_values(&[result, compiler]);
+            }
+        }
+        self.compiles.with_label_values(&["refused", "none"]);
     }
 }
+
+/// Where a module that is wanted was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    Memory,
+    Disk,
+    /// Nowhere: it had to be compiled.
+    Nowhere,
+}
+
+const LOOKUPS: [&str; 3] = ["memory", "disk", "nowhere"];
 
 pub(super) struct Registrar<'a> {
     registry: &'a Registry,
@@ -482,11 +408,11 @@ pub(super) struct Registrar<'a> {
     reason = "names and labels are constants; any test finds a bad one"
 )]
 impl Registrar<'_> {
-    fn name(&self, name: &str) -> String {
+    pub(super) fn name(&self, name: &str) -> String {
         format!("wasmwiz_{name}")
     }
 
-    fn add<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> C {
+    pub(super) fn add<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> C {
         self.registry
             .register(Box::new(collector.clone()))
             .expect("the metric's name is unique");
@@ -508,16 +434,26 @@ impl Registrar<'_> {
         )
     }
 
-    fn gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::IntGaugeVec {
+    pub(super) fn gauge_vec(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::IntGaugeVec {
         self.add(
             prometheus::IntGaugeVec::new(Opts::new(self.name(name), help), labels)
                 .expect("the metric is valid"),
         )
     }
 
-    fn histogram_vec(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+    pub(super) fn histogram_vec(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
         let opts = HistogramOpts::new(self.name(name), help).buckets(LATENCY_BUCKETS.to_vec());
         self.add(HistogramVec::new(opts, labels).expect("the metric is valid"))
+    }
+
+    pub(super) fn histogram(&self, name: &str, help: &str) -> Histogram {
+        let opts = HistogramOpts::new(self.name(name), help).buckets(LATENCY_BUCKETS.to_vec());
+        self.add(Histogram::with_opts(opts).expect("the metric is valid"))
     }
 }
 
@@ -551,31 +487,5 @@ mod tests {
                 "{line}"
             );
         }
-    }
-
-    #[test]
-    fn rows_leave_the_page_with_the_last_who_uses_them() {
-        let has = |row: &str| metrics().render().unwrap().contains(row);
-        let old = RouteMetrics::new("rows-test");
-        old.observe("GET", 200, Duration::ZERO);
-        let new = RouteMetrics::new("rows-test");
-        drop(old);
-        new.observe("GET", 200, Duration::ZERO);
-        let row = r#"wasmwiz_requests_total{method="GET",route="rows-test",status="2xx"}"#;
-        assert!(has(&format!("{row} 2")));
-        // What a last request counts, nobody else removes.
-        drop(new);
-        assert!(!has("rows-test"));
-        let (old, new) = (
-            UpstreamMetrics::new("rows-up"),
-            UpstreamMetrics::new("rows-up"),
-        );
-        drop(old);
-        new.ok.inc();
-        assert!(has(
-            r#"wasmwiz_upstream_requests_total{result="ok",upstream="rows-up"} 1"#
-        ));
-        drop(new);
-        assert!(!has("rows-up"));
     }
 }

@@ -242,6 +242,7 @@ impl Default for Metrics {
             enabled: true,
             path: "/metrics".to_string(),
             public: false,
+            backup_stamp: None,
         }
     }
 }

@@ -391,6 +391,8 @@ pub struct Metrics {
     pub path: String,
     /// Whether the public listeners have it too.
     pub public: bool,
+    /// The file in which `backup.sh` says when the last backup was made.
+    pub backup_stamp: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

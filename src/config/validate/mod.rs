@@ -273,9 +273,12 @@ fn metrics(file: &File, cx: &mut Context) -> Metrics {
             "",
         );
     }
+    let stamp = file.metrics.backup_stamp.as_deref();
+    let stamp_at = Path::from("metrics.backup_stamp");
     Metrics {
         enabled: file.metrics.enabled,
         path: text.clone(),
+        backup_stamp: stamp.and_then(|stamp| server::file_path(Some(stamp), &stamp_at, cx)),
     }
 }
 

@@ -18,6 +18,7 @@ pub struct Builder {
     env: BTreeMap<String, String>,
     /// What the plain HTTP listener serves.
     plain: &'static str,
+    program: PathBuf,
     /// More keys of the listeners `https`, `http` and `admin`; `second` adds one with TLS.
     listeners: BTreeMap<&'static str, Value>,
 }
@@ -44,13 +45,14 @@ pub fn gateway() -> Builder {
         config: json!({ "routes": built_in["routes"] }),
         env: BTreeMap::new(),
         plain: "redirect",
+        program: env!("CARGO_BIN_EXE_wasm-wizard").into(),
         listeners: BTreeMap::new(),
     }
 }
 
 /// Runs the program to its end.
 pub fn run(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> std::process::Output {
-    let mut command = command(dir);
+    let mut command = command(Path::new(env!("CARGO_BIN_EXE_wasm-wizard")), dir);
     command
         .args(args)
         .envs(env.iter().copied())
@@ -59,8 +61,8 @@ pub fn run(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> std::process::Out
 }
 
 /// The program, in `dir`, with none of this process's own settings.
-fn command(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wasm-wizard"));
+fn command(program: &Path, dir: &Path) -> Command {
+    let mut command = Command::new(program);
     command
         .current_dir(dir)
         .env_clear()
@@ -85,6 +87,12 @@ impl Builder {
     /// Starts in this directory.
     pub fn in_dir(mut self, dir: tempfile::TempDir) -> Builder {
         self.dir = Some(Arc::new(dir));
+        self
+    }
+
+    /// Starts this copy of the program.
+    pub fn program(mut self, program: &Path) -> Builder {
+        self.program = program.to_owned();
         self
     }
 
@@ -165,7 +173,7 @@ impl Builder {
         }
         let file = dir.path().join(format!("config-{https}.yaml"));
         std::fs::write(&file, serde_yaml::to_string(&config).unwrap()).unwrap();
-        let mut child = command(dir.path())
+        let mut child = command(&self.program, dir.path())
             .args(["serve", "--config"])
             .arg(&file)
             .envs(&self.env)
