@@ -33,6 +33,7 @@ pub mod code {
     pub const CONFLICT: &str = "conflict";
     pub const TOO_MANY_KEYS: &str = "too_many_keys";
     pub const RATE_LIMITED: &str = "rate_limited";
+    pub const TOO_MANY_AT_ONCE: &str = "too_many_at_once";
 
     // The module is refused.
     pub const INVALID_MODULE: &str = "invalid_module";
@@ -49,6 +50,7 @@ pub mod code {
     pub const CANCELLED: &str = "cancelled";
 
     // The gateway can't serve this now, or failed.
+    pub const OVERLOADED: &str = "overloaded";
     pub const COMPILERS_BUSY: &str = "compilers_busy";
     pub const GUESTS_BUSY: &str = "guests_busy";
     pub const SHUTTING_DOWN: &str = "shutting_down";
@@ -83,6 +85,7 @@ pub mod code {
         CONFLICT,
         TOO_MANY_KEYS,
         RATE_LIMITED,
+        TOO_MANY_AT_ONCE,
         INVALID_MODULE,
         MODULE_OVER_LIMIT,
         COMPILE_LIMIT_EXCEEDED,
@@ -93,6 +96,7 @@ pub mod code {
         OUTPUT_LIMIT_EXCEEDED,
         INVALID_GUEST_RESPONSE,
         CANCELLED,
+        OVERLOADED,
         COMPILERS_BUSY,
         GUESTS_BUSY,
         SHUTTING_DOWN,

@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use crate::api;
 use crate::auth::Authenticator;
 use crate::config::{Config, Loaded};
-use crate::gateway::connection::{ConnectionCaps, Gate, HeadDeadline};
+use crate::gateway::connection::{ClientCaps, Gate, HeadDeadline};
 use crate::gateway::plan::{Parts, Plan};
 use crate::gateway::{BodyRoom, BuiltinMetrics, Gateway, Listener, Serves, Shared};
 use crate::limits::Limiter;
@@ -192,30 +192,27 @@ impl Server {
         wait_until_accepting(&addresses).await?;
         tracing::info!(addresses = ?addresses, environment = %format!("{:?}", self.config.environment).to_lowercase(), version = env!("CARGO_PKG_VERSION"), "the gateway is ready");
 
-        notify::ready();
-        if let Some(predecessor) = self.predecessor.take() {
-            // It can only have ended by itself; this one serves in any case.
-            if let Err(error) = predecessor.relieve().await {
-                tracing::warn!(%error, "the gateway that ran before is gone already");
-            }
-        }
-        let handover = self.config.server.upgrade_socket.as_deref();
-        let handover = handover.and_then(|path| {
-            let opened = Handover::open(path, sockets);
-            let reason = "upgrades are not possible: the upgrade socket can't be opened";
-            opened
-                .inspect_err(|error| tracing::warn!(%error, reason))
-                .ok()
-        });
+        let late = match self.predecessor.take() {
+            Some(predecessor) => predecessor.relieve().await.err(),
+            None => None,
+        };
         let successors = tokio::spawn(self.successor.start_on_request());
-        let by = stop::stop(handover.as_ref()).await?;
+        let by = match &late {
+            Some(_) => Stop::Late,
+            None => {
+                notify::ready();
+                let path = self.config.server.upgrade_socket.as_deref();
+                let handover = Handover::offer(path, sockets);
+                stop::stop(handover.as_ref()).await?
+            }
+        };
         tracing::info!(signal = by.name(), "shutting down");
         reloads.abort();
         certificates.abort();
         successors.abort();
-        // With a successor the service goes on: neither those who ask for its health nor systemd must
-        // think that it stops.
-        if by != Stop::Succeeded {
+        // Where another process serves, the service goes on: neither those who ask for its health nor
+        // systemd must think that it stops.
+        if by.ends_the_service() {
             self.shared.health.start_draining();
             notify::stopping();
         }
@@ -231,7 +228,7 @@ impl Server {
         tracing::info!("stopped");
         // Pingora's thread sleeps out its own grace period; nothing of ours runs on it any more.
         drop(serving);
-        Ok(())
+        late.map_or(Ok(()), |late| Err(late.into()))
     }
 
     /// Starts the listeners on a thread of their own: Pingora blocks the one it runs on.
@@ -259,9 +256,9 @@ impl Server {
         let mut server = PingoraServer::new_with_opt_and_conf(Opt::default(), conf);
         server.bootstrap();
         let bounds = &self.config.gateway.bounds;
-        let caps = ConnectionCaps::new(bounds.connections_max, bounds.connections_per_address_max);
+        let caps = ClientCaps::new(bounds.connections_max, bounds.connections_per_address_max);
         // Operators get in while the public listeners are full.
-        let admin = ConnectionCaps::new(ADMIN_CONNECTIONS_MAX, u32::MAX);
+        let admin = ClientCaps::new(ADMIN_CONNECTIONS_MAX, u32::MAX);
         for (listener, bound) in listeners.into_iter().enumerate() {
             let Some(socket) = bound.socket else {
                 bail!("the listener on {} has no socket", bound.address);
@@ -286,7 +283,7 @@ impl Server {
     fn service(
         &self,
         server: &PingoraServer,
-        caps: &ConnectionCaps,
+        caps: &ClientCaps,
         listener: usize,
         bound: Bound,
     ) -> Service<Gate<HeadDeadline<pingora_proxy::HttpProxy<Gateway>>>> {
@@ -479,6 +476,8 @@ impl ShutdownSignalWatch for StopWatch {
 
 fn h2_options(settings: &crate::gateway::Settings) -> H2Options {
     const WINDOW: u32 = 256 * 1024;
+    // What of one answer waits to be written: each of as many as a client may have at a time.
+    const SEND_BUFFER_BYTES: usize = 128 * 1024;
     const RESETS_PENDING_MAX: usize = 32;
     let mut h2 = default_h2_options();
     h2.max_concurrent_streams(settings.bounds.h2_streams_max);
@@ -486,7 +485,7 @@ fn h2_options(settings: &crate::gateway::Settings) -> H2Options {
     h2.max_concurrent_reset_streams(RESETS_PENDING_MAX);
     h2.max_pending_accept_reset_streams(RESETS_PENDING_MAX);
     h2.max_local_error_reset_streams(Some(256));
-    h2.max_send_buffer_size(WINDOW as usize);
+    h2.max_send_buffer_size(SEND_BUFFER_BYTES);
     h2.initial_window_size(WINDOW);
     h2.initial_connection_window_size(4 * WINDOW);
     h2

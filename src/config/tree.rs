@@ -300,12 +300,15 @@ impl Builder {
     }
 
     fn syntax(&mut self, error: &ScanError) -> bool {
+        // Mostly a path with a parameter.
+        let hint = match error.info().contains("flow mapping") {
+            true => "between { and }, put text with braces in quotes: { path: \"/a/{id}\" }",
+            false => "check the indentation, colons and quotes on this line and the one before",
+        };
         self.flaws.push(Flaw {
             at: position(*error.marker()),
             message: format!("not valid YAML: {}", error.info()),
-            hint: Some(
-                "check the indentation, colons and quotes on this line and the one before".into(),
-            ),
+            hint: Some(hint.into()),
         });
         false
     }

@@ -7,12 +7,14 @@ use chrono::Utc;
 use http::{HeaderMap, StatusCode, header};
 use pingora_proxy::Session;
 
+use super::connection::{self, TooMany};
 use super::respond::Stop;
-use super::{Ctx, Gateway};
+use super::{Ctx, Gateway, client_address};
 use crate::auth::{AuthError, KeyPrincipal, Principal};
-use crate::failure::Failure;
+use crate::failure::{Failure, code};
 use crate::limits::{Rate, RouteKey, Subject};
 use crate::route::{Auth, Route};
+use crate::telemetry::health::Probe;
 use crate::telemetry::metrics::metrics;
 
 impl Gateway {
@@ -130,6 +132,38 @@ impl Gateway {
         );
         Err(failure.retry_after(retry_after).into())
     }
+}
+
+/// Whether one more request may be answered now. Who asks for the gateway's health is told as long as
+/// it does not ask too often itself: a balancer must not take a gateway that is busy for one that is
+/// gone.
+pub(super) fn check_at_once(session: &Session, ctx: &mut Ctx) -> Result<(), Failure> {
+    let settings = &ctx.plan.settings;
+    // What a trusted proxy asks for itself is no client's.
+    let client = ctx
+        .client
+        .filter(|client| !client_address::is_trusted(Some(*client), settings));
+    let (place, checked) = connection::count_at_once(session, client, &settings.bounds);
+    ctx.at_once = place;
+    let is_health = Probe::from_path(session.req_header().uri.path()).is_some();
+    let too_many = match checked {
+        Ok(()) => return Ok(()),
+        Err(TooMany::InAll) if is_health => return Ok(()),
+        Err(too_many) => too_many,
+    };
+    metrics().request_refused(too_many.as_str());
+    Err(match too_many {
+        TooMany::OfClient => Failure::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            code::TOO_MANY_AT_ONCE,
+            "too many requests of this address are being answered; wait for some of them to end",
+        )
+        .retry_after(Duration::from_secs(1)),
+        TooMany::InAll => Failure::unavailable(
+            code::OVERLOADED,
+            "too many requests are being answered; try again shortly",
+        ),
+    })
 }
 
 /// A client whose address may not come in. `by` is the list that says so.

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{StatusCode, header};
-use pingora_core::Error;
+use pingora_core::{Error, ErrorType};
 use pingora_proxy::Session;
 
 use super::Settings;
 use crate::failure::Failure;
+use crate::route::Limits;
 
 /// What a body may cost.
 #[derive(Clone, Copy)]
@@ -34,6 +35,17 @@ impl BodyLimit {
             bytes_max,
             timeout: settings.timeouts.request_body,
             rate_min: settings.bounds.body_rate_min,
+        }
+    }
+
+    /// The limits of a route's bodies.
+    pub(super) fn of_route(settings: &Settings, limits: &Limits) -> BodyLimit {
+        let bytes_max = limits.body_bytes_max.unwrap_or(settings.body_bytes_max);
+        BodyLimit {
+            timeout: limits
+                .body_timeout
+                .unwrap_or(settings.timeouts.request_body),
+            ..BodyLimit::new(settings, bytes_max)
         }
     }
 
@@ -128,6 +140,27 @@ pub(super) async fn gone(session: &mut Session, patience: Duration) -> Box<Error
             Err(error) => return error,
         }
     }
+}
+
+/// Resolves when the client has gone away, where nothing of its body is read meanwhile. One whose
+/// body or next request is on its way is not seen to go.
+pub(super) async fn left(session: &mut Session) -> Box<Error> {
+    let downstream = session.as_downstream_mut();
+    if let Some(closed) = downstream.watch_h2_stream_close() {
+        return match closed.await {
+            Ok(reason) => Error::explain(
+                ErrorType::ConnectionClosed,
+                format!("the client closed the stream: {reason}"),
+            ),
+            Err(error) => error,
+        };
+    }
+    while downstream.is_body_done() {
+        if let Err(error) = downstream.read_body_or_idle(true).await {
+            return error;
+        }
+    }
+    std::future::pending().await
 }
 
 #[cfg(test)]

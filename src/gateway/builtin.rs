@@ -1,4 +1,5 @@
-//! The gateway's own endpoints: health, metrics, and the redirect from HTTP to HTTPS.
+//! The gateway's own endpoints: health, metrics, challenges of authorities, and the redirect from HTTP to
+//! HTTPS.
 
 use std::time::Instant;
 
@@ -20,6 +21,7 @@ pub(super) const ACME_CHALLENGE_PREFIX: &str = "/.well-known/acme-challenge/";
 pub struct BuiltinMetrics {
     pub(super) health: RouteMetrics,
     pub(super) metrics: RouteMetrics,
+    pub(super) challenge: RouteMetrics,
     pub(super) api: RouteMetrics,
     pub(super) redirect: RouteMetrics,
     pub(super) none: RouteMetrics,
@@ -30,6 +32,7 @@ impl Default for BuiltinMetrics {
         BuiltinMetrics {
             health: RouteMetrics::new("builtin:health"),
             metrics: RouteMetrics::new("builtin:metrics"),
+            challenge: RouteMetrics::new("builtin:challenge"),
             api: RouteMetrics::new("builtin:api"),
             redirect: RouteMetrics::new("builtin:redirect"),
             none: RouteMetrics::new("builtin:none"),
@@ -86,6 +89,37 @@ impl Gateway {
         head.insert_header(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)?;
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
         Ok(self.send(session, ctx, head, Bytes::from(page)).await?)
+    }
+
+    /// Answers an authority that wants to know whether a name leads here (RFC 8555 section 8.3).
+    pub(super) async fn challenge(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        token: String,
+    ) -> Result<(), Stop> {
+        if is_options(session) {
+            return self.options(session, ctx, PAGE_METHODS).await;
+        }
+        only_get(session)?;
+        let challenges = ctx.plan.settings.challenges.clone();
+        // A file is read: other connections of this thread don't wait for the disk.
+        let answer = self
+            .shared
+            .control
+            .spawn_blocking(move || challenges.answer(&token));
+        let answer = answer.await.map_err(|_| Failure::internal())?;
+        let answer = answer.map_err(|error| {
+            tracing::error!(request_id = ctx.request_id, %error, "the answer to a challenge can't be read");
+            Failure::internal()
+        })?;
+        let Some(answer) = answer else {
+            return Err(Failure::not_found("there is no such challenge").into());
+        };
+        let mut head = ResponseHeader::build(StatusCode::OK, Some(12))?;
+        head.insert_header(header::CONTENT_TYPE, "application/octet-stream")?;
+        head.insert_header(header::CACHE_CONTROL, "no-store")?;
+        Ok(self.send(session, ctx, head, answer).await?)
     }
 
     /// Says which methods there are (RFC 9110 section 9.3.7).

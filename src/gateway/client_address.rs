@@ -35,15 +35,16 @@ pub(super) fn is_trusted(peer: Option<IpAddr>, settings: &Settings) -> bool {
         && peer.is_some_and(|ip| contains(&settings.trusted_proxies, ip))
 }
 
-/// The client's address: the connection's, or, behind trusted proxies, the last address of the
-/// configured header that is not a trusted proxy itself.
+/// The client's address: the connection's, or, where that is a trusted proxy's, the last address of
+/// the configured header that is not a trusted proxy itself.
 pub(super) fn client(
     peer: Option<IpAddr>,
+    peer_trusted: bool,
     headers: &HeaderMap,
     settings: &Settings,
 ) -> Option<IpAddr> {
     let mut client = peer?;
-    if !is_trusted(peer, settings) {
+    if !peer_trusted {
         return peer;
     }
     let name = match settings.client_address_header {
@@ -148,8 +149,11 @@ mod tests {
                 http::HeaderValue::from_bytes(line.as_bytes()).unwrap(),
             );
         }
-        let peer = peer.parse().unwrap();
-        client(Some(peer), &headers, &settings).unwrap().to_string()
+        let peer = Some(peer.parse().unwrap());
+        let trusted = is_trusted(peer, &settings);
+        client(peer, trusted, &headers, &settings)
+            .unwrap()
+            .to_string()
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Pingora's own module has no thresholds, ignores the weights of `Accept-Encoding`, and flushes only
 //! at the end of a body, so that what a guest streams would wait.
 
+mod passing;
+
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,6 +17,8 @@ use pingora_proxy::Session;
 
 use super::Ctx;
 use super::respond::vary;
+pub use passing::PassingBuilder;
+pub(super) use passing::pass_through;
 
 /// Bodies that are being compressed at a time, each with up to about 1.5 MiB of memory. Beyond it,
 /// bodies are sent as they are.
@@ -120,6 +124,8 @@ fn is_fit(compression: &Compression, head: &ResponseHeader, length: Option<u64>)
     let is_of_these_bytes = head.status == StatusCode::PARTIAL_CONTENT
         || [
             "content-range",
+            // Of a body with trailers the end is not ours to write.
+            "trailer",
             "content-md5",
             "digest",
             "content-digest",

@@ -9,7 +9,9 @@ mod client_stream;
 mod facts;
 mod frames;
 mod framing;
+mod overdue;
 mod proxy_header;
+mod stall;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -29,14 +31,19 @@ use super::client_address::is_trusted;
 use super::{Settings, Shared};
 use crate::telemetry::metrics::metrics;
 use crate::tls::{ClientCertificate, Terminator};
-pub use caps::ConnectionCaps;
+pub use caps::ClientCaps;
+pub(super) use caps::{Requests, TooMany};
 use client_stream::{ClientStream, Http1, Http2, Protocol};
-pub(super) use facts::{Facts, OnConnection, count_request, facts};
+pub(super) use facts::{Facts, OnConnection, count_at_once, count_request, facts};
 pub(super) use framing::Refusal;
+use overdue::Due;
+pub(super) use overdue::Report;
 
 tokio::task_local! {
     /// How far the connection is that this task works on; of HTTP/1 only.
     static PROGRESS: Arc<Progress>;
+    /// When the rest of the body must be there of the request that this task works on; of HTTP/2 only.
+    static DUE: Arc<Due>;
 }
 
 struct Progress {
@@ -98,6 +105,16 @@ pub(super) fn mark_switched() {
     let _ = PROGRESS.try_with(|progress| progress.switched.store(true, Ordering::Relaxed));
 }
 
+/// Says that the body of an HTTP/2 request is awaited, and until when; one that does not come ends it.
+pub(super) fn await_body(at: Instant, report: Report) {
+    let _ = DUE.try_with(|due| due.begin(at, report));
+}
+
+/// Says that a part of the body has come, and when the next is due; `None` after the last.
+pub(super) fn body_due(at: Option<Instant>) {
+    let _ = DUE.try_with(|due| due.set(at));
+}
+
 fn head_is_read() -> bool {
     PROGRESS
         .try_with(|progress| progress.head_due_ms.load(Ordering::Relaxed) == HEAD_READ)
@@ -117,7 +134,7 @@ pub(super) struct Reused;
 pub struct Gate<A> {
     pub app: Arc<A>,
     pub shared: Arc<Shared>,
-    pub caps: ConnectionCaps,
+    pub caps: ClientCaps,
     /// Terminates TLS here rather than in Pingora's listener, where the handshake's timeout is
     /// fixed and the `ServerConfig` is out of reach.
     pub tls: Option<Arc<Terminator>>,
@@ -139,10 +156,13 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
         let mut facts = self.learn(&mut tcp, settings).await?;
         // All clients of a trusted proxy come from its address.
         if let Some(source) = canonical(facts.source())
-            && !is_trusted(Some(source), settings)
-            && !open.count_for(source)
+            && !(facts.may_be_proxy() && is_trusted(Some(source), settings))
         {
-            return None;
+            let client = self.caps.client(source);
+            if !open.count_for(&client) {
+                return None;
+            }
+            facts.client = Some(client);
         }
         let io: Stream = match &self.tls {
             None => tcp,
@@ -194,7 +214,7 @@ impl<A: ServerApp + Send + Sync + 'static> Gate<A> {
         let digest = tcp.get_socket_digest();
         let peer = digest.and_then(|digest| digest.peer_addr()?.as_inet().copied());
         if !self.proxy_protocol {
-            return Some(Facts::new(peer, None));
+            return Some(Facts::new(peer, None, self.caps.clone()));
         }
         let header = async {
             if !is_trusted(canonical(peer), settings) {
@@ -204,7 +224,7 @@ impl<A: ServerApp + Send + Sync + 'static> Gate<A> {
             tokio::time::timeout(settings.timeouts.request_head, header).await?
         };
         match header.await {
-            Ok(proxied) => Some(Facts::new(peer, proxied)),
+            Ok(proxied) => Some(Facts::new(peer, Some(proxied), self.caps.clone())),
             Err(error) => {
                 metrics().connection_refused("proxy_header");
                 tracing::debug!(%error, ?peer, "a connection without a PROXY protocol header to believe");
@@ -222,10 +242,7 @@ impl<A: ServerApp + Send + Sync + 'static> Gate<A> {
         settings: &Settings,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let http2 = Http2::new(
-            settings.bounds.h2_resets_per_second_max,
-            settings.timeouts.request_head,
-        );
+        let http2 = Http2::new(settings, &facts);
         let stream = Box::new(ClientStream {
             io,
             facts: Arc::clone(&facts),
@@ -307,6 +324,29 @@ pub struct HeadDeadline<P> {
     pub drain: Duration,
 }
 
+impl<P: HttpServerApp + Send + Sync + 'static> HeadDeadline<P> {
+    /// Serves a request, and resets it where its body does not come in time. (A body that is read here
+    /// rather than by Pingora has its own deadline, and a proper answer.)
+    async fn http2(&self, mut session: ServerSession, shutdown: &ShutdownWatch) {
+        if session.is_body_done() {
+            self.inner.process_new_http(session, shutdown).await;
+            return;
+        }
+        let due = Arc::<Due>::default();
+        let work = self.inner.process_new_http(session, shutdown);
+        let work = DUE.scope(Arc::clone(&due), work);
+        tokio::select! {
+            biased;
+            _ = work => {}
+            report = due.overdue() => {
+                if let Some(report) = report {
+                    report();
+                }
+            }
+        }
+    }
+}
+
 #[async_trait]
 impl<P: HttpServerApp + Send + Sync + 'static> HttpServerApp for HeadDeadline<P> {
     async fn process_new_http(
@@ -315,7 +355,8 @@ impl<P: HttpServerApp + Send + Sync + 'static> HttpServerApp for HeadDeadline<P>
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
         if session.is_http2() {
-            return self.inner.process_new_http(session, shutdown).await;
+            self.http2(session, shutdown).await;
+            return None;
         }
         session.set_pipelining_enabled(true);
         let reused = session.take_connection_user_context().is_some();

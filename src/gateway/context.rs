@@ -9,8 +9,7 @@ use pingora_core::Error;
 use pingora_proxy::Session;
 
 use super::Gateway;
-use super::compress::Encoder;
-use super::connection::{self, OnConnection};
+use super::connection::{self, OnConnection, Requests};
 use super::plan::Plan;
 use super::proxy::Proxied;
 use super::recording::Execution;
@@ -50,12 +49,12 @@ pub struct Ctx {
     pub(super) cors_route: Option<u32>,
     /// Whether the answer is one to a preflight.
     pub(super) is_preflight: bool,
-    /// Compresses an upstream's answer.
-    pub(super) encoder: Option<Encoder>,
     /// Request body bytes passed on.
     pub(super) body_bytes: u64,
     /// Of HTTP/2 only.
     pub(super) on_connection: Option<OnConnection>,
+    /// Its place among the requests at a time.
+    pub(super) at_once: Option<Requests>,
     _active: Active,
 }
 
@@ -64,6 +63,8 @@ pub(super) enum HandledBy {
     Nobody,
     Health,
     Metrics,
+    /// A challenge of an authority that signs certificates.
+    Challenge,
     Api,
     Redirect,
     /// The route with this index in the request's plan.
@@ -109,9 +110,9 @@ impl Ctx {
             proxied: Proxied::default(),
             cors_route: None,
             is_preflight: false,
-            encoder: None,
             body_bytes: 0,
             on_connection: None,
+            at_once: None,
             _active: Active::new(),
         }
     }
@@ -122,6 +123,7 @@ impl Ctx {
             HandledBy::Nobody
             | HandledBy::Health
             | HandledBy::Metrics
+            | HandledBy::Challenge
             | HandledBy::Api
             | HandledBy::Redirect => None,
         }
@@ -134,6 +136,7 @@ impl Ctx {
             HandledBy::Nobody
             | HandledBy::Health
             | HandledBy::Metrics
+            | HandledBy::Challenge
             | HandledBy::Api
             | HandledBy::Redirect => None,
         }
@@ -161,6 +164,7 @@ impl Gateway {
             HandledBy::Nobody => ("", &builtin.none),
             HandledBy::Health => ("builtin:health", &builtin.health),
             HandledBy::Metrics => ("builtin:metrics", &builtin.metrics),
+            HandledBy::Challenge => ("builtin:challenge", &builtin.challenge),
             HandledBy::Api => ("builtin:api", &builtin.api),
             HandledBy::Redirect => ("builtin:redirect", &builtin.redirect),
             HandledBy::Route { index } => match ctx.plan.planned(*index) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::{Method, StatusCode, Version, header};
+use http::{HeaderMap, Method, StatusCode, Version, header};
 use pingora_core::{Error, ErrorType};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -20,7 +20,7 @@ use super::{Ctx, Gateway, request};
 use crate::auth::Principal;
 use crate::failure::Failure;
 use crate::limits;
-use crate::route::{Execute, Limits};
+use crate::route::{Execute, HeaderEdits, Limits};
 use crate::sandbox::abi::wagi::{Head, HeadError, HeadParser};
 use crate::sandbox::abi::{self, Abi, ArgsAndEnv};
 use crate::sandbox::{
@@ -70,9 +70,7 @@ impl Gateway {
             module,
             files,
         } = program;
-        let settings = &ctx.plan.settings;
-        let bytes_max = limits.body_bytes_max.unwrap_or(settings.body_bytes_max);
-        let limit = BodyLimit::new(settings, bytes_max);
+        let limit = BodyLimit::of_route(&ctx.plan.settings, limits);
         let share = share(ctx);
         let input = feed::open(session, limit, self.shared.body_room.place(share)).await?;
         let (args, env) = args_and_env(session, ctx, execute, input.length)?;
@@ -435,11 +433,13 @@ fn args_and_env(
         .server_addr()
         .and_then(|a| a.as_inet())
         .map_or(0, |a| a.port());
+    let edits = ctx.route_headers().filter(|edits| edits.changes_request());
+    let edited = edits.map(|edits| edited(&head.headers, edits));
     let request = abi::Request {
         method: &head.method,
         path: head.uri.path(),
         query: head.uri.query(),
-        headers: &head.headers,
+        headers: edited.as_ref().unwrap_or(&head.headers),
         version: head.version,
         server_name: &host,
         server_port,
@@ -460,6 +460,21 @@ fn args_and_env(
     Ok(execute
         .abi
         .args_and_env(&request, &execute.args, &execute.env))
+}
+
+/// The headers as the route has them. (A guest gets none whose name it could take for another's.)
+fn edited(headers: &HeaderMap, edits: &HeaderEdits) -> HeaderMap {
+    let mut edited = headers.clone();
+    for name in &edits.request_remove {
+        edited.remove(name);
+    }
+    for (name, value) in &edits.request_set {
+        edited.insert(name.clone(), value.clone());
+    }
+    for (name, value) in &edits.request_add {
+        edited.append(name.clone(), value.clone());
+    }
+    edited
 }
 
 /// Notes a guest's end for the request's log line.

@@ -65,6 +65,8 @@ pub(super) async fn open(
         return Ok(feed.whole(Bytes::new(), announced));
     }
     limit.check_announced(session)?;
+    // Each wait is bounded here; Pingora's own timeout must not come first.
+    session.set_read_timeout(Some(limit.timeout + Duration::from_secs(1)));
     body::invite(session).await?;
     // From here on the client sends all of it. An answer that comes before its end is followed by a
     // bounded drain: to close at once would reset the connection, and the answer with it.

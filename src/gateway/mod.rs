@@ -32,6 +32,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
+use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -48,6 +49,7 @@ use crate::usage::Recorder;
 use body::BodyLimit;
 pub use builtin::BuiltinMetrics;
 pub use compress::Compression;
+use compress::PassingBuilder;
 pub use context::Ctx;
 use context::HandledBy;
 use execute::Program;
@@ -84,7 +86,11 @@ pub struct Gateway {
 enum Wanted {
     Health(Probe),
     Metrics,
-    Redirect { https_port: u16 },
+    /// The answer to a challenge with this token.
+    Challenge(String),
+    Redirect {
+        https_port: u16,
+    },
     Api,
     Route,
     Nothing,
@@ -116,6 +122,7 @@ impl Gateway {
         if access.is_some_and(|access| !access.permits(ctx.client)) {
             return Err(admit::denied("listener").into());
         }
+        admit::check_at_once(session, ctx)?;
         if head.uri.path() == "*" {
             // The server as a whole is asked for (RFC 9112 section 3.2.4).
             if head.method != Method::OPTIONS {
@@ -132,6 +139,10 @@ impl Gateway {
             Wanted::Metrics => {
                 ctx.handled_by = HandledBy::Metrics;
                 self.metrics_page(session, ctx).await?;
+            }
+            Wanted::Challenge(token) => {
+                ctx.handled_by = HandledBy::Challenge;
+                self.challenge(session, ctx, token).await?;
             }
             Wanted::Redirect { https_port } => {
                 ctx.handled_by = HandledBy::Redirect;
@@ -163,14 +174,17 @@ impl Gateway {
         if metrics_path == Some(path) {
             return Ok(Wanted::Metrics);
         }
-        Ok(match &self.serves {
-            Serves::Admin { .. } => Wanted::Nothing,
-            _ if path.starts_with(builtin::ACME_CHALLENGE_PREFIX) => Wanted::Nothing,
-            Serves::Redirect { https_port } => Wanted::Redirect {
+        let token = path.strip_prefix(builtin::ACME_CHALLENGE_PREFIX);
+        Ok(match (&self.serves, token) {
+            (Serves::Admin { .. }, _) => Wanted::Nothing,
+            (_, Some(token)) => Wanted::Challenge(token.to_owned()),
+            (Serves::Redirect { https_port }, None) => Wanted::Redirect {
                 https_port: *https_port,
             },
-            Serves::Everything if path == "/api" || path.starts_with("/api/") => Wanted::Api,
-            Serves::Everything => Wanted::Route,
+            (Serves::Everything, None) if path == "/api" || path.starts_with("/api/") => {
+                Wanted::Api
+            }
+            (Serves::Everything, None) => Wanted::Route,
         })
     }
 
@@ -204,8 +218,9 @@ impl Gateway {
             }
             (Target::Proxy(proxy), Service::Upstreams(_)) => {
                 self.prepare_proxy(session, ctx, proxy)?;
-                let bytes_max = plan.body_bytes_max(route);
-                BodyLimit::new(&plan.settings, bytes_max).check_announced(session)?;
+                let limit = BodyLimit::of_route(&plan.settings, &route.limits);
+                limit.check_announced(session)?;
+                proxy::await_body(session, ctx, limit);
                 return Ok(Next::Upstream);
             }
             (Target::Redirect(redirect), _) => self.redirect(session, ctx, redirect).await?,
@@ -272,6 +287,10 @@ impl Gateway {
 impl ProxyHttp for Gateway {
     type CTX = Ctx;
 
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        modules.add_module(Box::new(PassingBuilder));
+    }
+
     fn new_ctx(&self) -> Ctx {
         connection::mark_head_read();
         Ctx::new(self.shared.plan.load_full())
@@ -284,16 +303,18 @@ impl ProxyHttp for Gateway {
     ) -> pingora_core::Result<()> {
         request::use_origin_form(session.req_header_mut());
         let settings = &ctx.plan.settings;
-        let peer = connection::facts(session).and_then(connection::Facts::source);
+        let facts = connection::facts(session);
+        let peer = facts.and_then(connection::Facts::source);
+        let may_be_proxy = facts.is_some_and(connection::Facts::may_be_proxy);
         if session.as_downstream().is_http2() {
             let most = settings.bounds.requests_per_connection_max;
             ctx.on_connection = connection::count_request(session, most);
         }
         ctx.peer = peer.map(|a| a.ip().to_canonical());
         ctx.peer_port = peer.map_or(0, |a| a.port());
-        ctx.peer_trusted = client_address::is_trusted(ctx.peer, settings);
+        ctx.peer_trusted = may_be_proxy && client_address::is_trusted(ctx.peer, settings);
         let headers = &session.req_header().headers;
-        ctx.client = client_address::client(ctx.peer, headers, settings);
+        ctx.client = client_address::client(ctx.peer, ctx.peer_trusted, headers, settings);
         ctx.request_id = request::request_id(headers, ctx.peer_trusted);
 
         if let Some(name) = &settings.client_certificate_header {
@@ -350,13 +371,14 @@ impl ProxyHttp for Gateway {
         if end {
             ctx.proxied.end_request();
         }
-        let max = ctx
-            .route()
-            .map_or(0, |route| ctx.plan.body_bytes_max(route));
-        let limit = BodyLimit::new(&ctx.plan.settings, max);
+        let Some(route) = ctx.route() else {
+            return Ok(());
+        };
+        let limit = BodyLimit::of_route(&ctx.plan.settings, &route.limits);
         ctx.body_bytes += body.as_ref().map_or(0, |b| b.len() as u64);
         // Pingora's timeout is per read; the body as a whole has a deadline too.
         let deadline = ctx.started + limit.timeout + limit.time_for(ctx.body_bytes);
+        connection::body_due((!end).then_some(deadline));
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() && !end {
             return Error::e_explain(
@@ -367,7 +389,7 @@ impl ProxyHttp for Gateway {
         if !session.is_upgrade_req() {
             session.set_read_timeout(Some(left.max(Duration::from_millis(1))));
         }
-        if ctx.body_bytes > max {
+        if ctx.body_bytes > limit.bytes_max {
             return Error::e_explain(
                 ErrorType::HTTPStatus(413),
                 "the request body is over the route's limit",
@@ -459,15 +481,13 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         self.finish_head(session, ctx, response)?;
-        // Of HTTP/2 upstreams the end of a body is not always seen here.
-        if response.version != Version::HTTP_2 {
-            let length = response.headers.get(header::CONTENT_LENGTH);
-            let length = length.and_then(|l| l.to_str().ok()?.parse().ok());
-            ctx.encoder = compress::begin(session, ctx, response, length)?;
-            if ctx.encoder.is_some() {
-                response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-            }
+        let length = response.headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|l| l.to_str().ok()?.parse().ok());
+        let encoder = compress::begin(session, ctx, response, length)?;
+        if encoder.is_some() {
+            response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
+        compress::pass_through(session, encoder);
         if session.req_header().version == Version::HTTP_10
             && !response.headers.contains_key(header::CONTENT_LENGTH)
         {
@@ -476,23 +496,6 @@ impl ProxyHttp for Gateway {
             session.set_keepalive(None);
         }
         Ok(())
-    }
-
-    fn response_body_filter(
-        &self,
-        _session: &mut Session,
-        body: &mut Option<Bytes>,
-        end: bool,
-        ctx: &mut Ctx,
-    ) -> pingora_core::Result<Option<Duration>> {
-        if let Some(encoder) = &mut ctx.encoder {
-            let encoded = encoder.encode(&body.take().unwrap_or_default(), end)?;
-            *body = Some(encoded).filter(|encoded| !encoded.is_empty());
-            if end {
-                ctx.encoder = None;
-            }
-        }
-        Ok(None)
     }
 
     async fn fail_to_proxy(
@@ -510,6 +513,7 @@ impl ProxyHttp for Gateway {
         let error_code = failure.as_ref().map_or(0, |f| f.status.as_u16());
         if let Some(failure) = failure {
             session.set_keepalive(None);
+            compress::pass_through(session, None);
             if let Err(error) = self.send_failure(session, ctx, &failure).await {
                 tracing::debug!(request_id = ctx.request_id, %error, "the client left before its answer");
             }

@@ -125,11 +125,6 @@ impl Plan {
         self.planned.get(index as usize)
     }
 
-    pub(super) fn body_bytes_max(&self, route: &Route) -> u64 {
-        let own = route.limits.body_bytes_max;
-        own.unwrap_or(self.settings.body_bytes_max)
-    }
-
     pub fn route_count(&self) -> usize {
         self.planned.len()
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, StatusCode, header};
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy, Peer};
@@ -10,6 +11,8 @@ use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::body::{self, BodyLimit};
+use super::connection::{self, Report};
 use super::websocket::Open;
 use super::{Ctx, Gateway, forward, websocket};
 use crate::failure::{Failure, code};
@@ -35,6 +38,8 @@ pub(super) struct Proxied {
     open: Option<Open>,
     /// The answer had a status that is tried again, and the try is paid for.
     retrying: bool,
+    /// All of the request's body has come.
+    body_ended: bool,
 }
 
 impl Proxied {
@@ -46,7 +51,8 @@ impl Proxied {
     }
 
     /// The end of the request's body is being passed on.
-    pub fn end_request(&self) {
+    pub fn end_request(&mut self) {
+        self.body_ended = true;
         if let Some(turn) = &self.turn {
             turn.end_request();
         }
@@ -67,7 +73,7 @@ impl Gateway {
     pub(super) async fn peer(
         &self,
         group: &Group,
-        session: &Session,
+        session: &mut Session,
         ctx: &mut Ctx,
     ) -> Result<Box<HttpPeer>, Box<Error>> {
         // The place of the try before is free from here on.
@@ -78,7 +84,7 @@ impl Gateway {
             Some(tries) => tries,
             None => begin(group, session, ctx),
         };
-        let acquired = group.acquire(&mut tries).await;
+        let acquired = acquire(group, &mut tries, session).await?;
         ctx.proxied.tries = Some(tries);
         let mut lease = match acquired {
             Ok(lease) => lease,
@@ -176,8 +182,10 @@ impl Gateway {
         else {
             return;
         };
-        // A kept connection that was closed meanwhile says nothing about the upstream.
-        if !(reused && was_closed) {
+        // An upstream that is silent may wait for the rest of the body, as the gateway does; and a kept
+        // connection that was closed meanwhile says nothing about it either.
+        let awaits_body = error.etype() == &ErrorType::ReadTimedout && !ctx.proxied.body_ended;
+        if !(awaits_body || reused && was_closed) {
             group.failed(lease, Failed::Answering);
         }
         let is_lost = was_closed
@@ -257,6 +265,72 @@ pub(super) fn proxy(ctx: &Ctx) -> Option<&Proxy> {
     match &ctx.route()?.target {
         Target::Proxy(proxy) => Some(proxy),
         Target::Execute(_) | Target::Redirect(_) | Target::Respond(_) => None,
+    }
+}
+
+/// Gives the body of a request that is about to be passed on its time.
+pub(super) fn await_body(session: &mut Session, ctx: &mut Ctx, limit: BodyLimit) {
+    if ctx.proxied.websocket {
+        return;
+    }
+    if session.as_downstream_mut().is_body_done() {
+        ctx.proxied.body_ended = true;
+        return;
+    }
+    session.set_read_timeout(Some(limit.timeout));
+    if session.as_downstream().is_http2() {
+        let report = overdue(session, ctx, limit.too_slow());
+        connection::await_body(ctx.started + limit.timeout, report);
+    }
+}
+
+/// Counts and logs a request that is reset because its body did not come in time.
+fn overdue(session: &Session, ctx: &Ctx, failure: Failure) -> Report {
+    let plan = Arc::clone(&ctx.plan);
+    let (index, started, client) = (ctx.route_index(), ctx.started, ctx.client);
+    let (method, path) = (
+        session.req_header().method.clone(),
+        session.req_header().uri.path().to_owned(),
+    );
+    let request_id = ctx.request_id.clone();
+    Box::new(move || {
+        let status = failure.status.as_u16();
+        let planned = index.and_then(|index| plan.planned(index));
+        if let Some(planned) = planned {
+            let duration = started.elapsed();
+            planned.metrics.observe(method.as_str(), status, duration);
+        }
+        let route = index.and_then(|index| plan.route(index));
+        if plan.access_log {
+            tracing::info!(
+                request_id,
+                client = client.map(tracing::field::display),
+                method = method.as_str(),
+                path,
+                route = route.map(|route| route.name.as_str()),
+                status,
+                code = failure.code,
+                reason = %failure.message,
+                "a request was reset"
+            );
+        }
+    })
+}
+
+/// Waits for a place, where that takes waiting, as long as the client does.
+async fn acquire(
+    group: &Group,
+    tries: &mut Tries,
+    session: &mut Session,
+) -> Result<Result<Lease, NoServer>, Box<Error>> {
+    let mut acquiring = std::pin::pin!(group.acquire(tries));
+    if let Some(acquired) = acquiring.as_mut().now_or_never() {
+        return Ok(acquired);
+    }
+    tokio::select! {
+        biased;
+        acquired = acquiring => Ok(acquired),
+        error = body::left(session) => Err(error.into_down()),
     }
 }
 

@@ -7,7 +7,7 @@ use super::Compression;
 pub use super::client_address::ClientAddressHeader;
 use crate::route::{Access, HeaderEdits, Network};
 use crate::sandbox::GuestLimits;
-use crate::tls::TlsFiles;
+use crate::tls::{Challenges, TlsFiles};
 
 /// Settings of the request path.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +31,8 @@ pub struct Settings {
     /// Which client addresses each listener lets in, in the order of the configuration, the admin
     /// listener last.
     pub listener_access: Vec<Access>,
+    /// Who knows the answers to challenges of authorities.
+    pub challenges: Challenges,
     /// Path of the metrics page on the public listeners; `None` where only the admin listener has it.
     pub public_metrics_path: Option<String>,
     /// Which answers of routes are compressed.
@@ -57,6 +59,10 @@ pub struct Bounds {
     pub connections_max: usize,
     /// Of one IPv4 address, or of one IPv6 network (/64).
     pub connections_per_address_max: u32,
+    /// Requests at a time.
+    pub requests_max: usize,
+    /// The same, of one address or network.
+    pub requests_per_address_max: u32,
     pub requests_per_connection_max: u32,
     pub h2_resets_per_second_max: u32,
     /// Bytes a second; what a body takes at this rate is added to `timeouts.request_body`.
@@ -87,6 +93,7 @@ impl Settings {
             client_address_header: ClientAddressHeader::default(),
             client_certificate_header: None,
             listener_access: Vec::new(),
+            challenges: Challenges::None,
             public_metrics_path: None,
             compression: Compression {
                 enabled: false,
@@ -112,6 +119,8 @@ impl Bounds {
         Bounds {
             connections_max: usize::MAX,
             connections_per_address_max: u32::MAX,
+            requests_max: usize::MAX,
+            requests_per_address_max: u32::MAX,
             requests_per_connection_max: u32::MAX,
             h2_resets_per_second_max: u32::MAX,
             body_rate_min: u64::MAX,

@@ -81,6 +81,8 @@ pub struct Limits {
     /// Per user, or per client address where there is no key.
     pub rate: Rate,
     pub body_bytes_max: Option<u64>,
+    /// For a whole request body, besides what its size takes.
+    pub body_timeout: Option<std::time::Duration>,
     pub memory_bytes_max: Option<u64>,
     pub deadline: Option<std::time::Duration>,
     pub stdout_bytes_max: Option<u64>,
@@ -95,6 +97,14 @@ pub struct HeaderEdits {
     pub response_set: Vec<(http::HeaderName, http::HeaderValue)>,
     pub response_add: Vec<(http::HeaderName, http::HeaderValue)>,
     pub response_remove: Vec<http::HeaderName>,
+}
+
+impl HeaderEdits {
+    pub fn changes_request(&self) -> bool {
+        !(self.request_set.is_empty()
+            && self.request_add.is_empty()
+            && self.request_remove.is_empty())
+    }
 }
 
 /// What a route does.

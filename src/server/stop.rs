@@ -2,9 +2,9 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::upgrade::Handover;
@@ -17,6 +17,8 @@ pub(super) enum Stop {
     Quit,
     /// A new process serves in its place.
     Succeeded,
+    /// The process that it was to follow has given it up, and goes on.
+    Late,
 }
 
 impl Stop {
@@ -26,6 +28,15 @@ impl Stop {
             Stop::Interrupt => "SIGINT",
             Stop::Quit => "SIGQUIT",
             Stop::Succeeded => "a new process has taken over",
+            Stop::Late => "the process before goes on",
+        }
+    }
+
+    /// Whether nobody serves afterwards.
+    pub(super) fn ends_the_service(self) -> bool {
+        match self {
+            Stop::Terminate | Stop::Interrupt | Stop::Quit => true,
+            Stop::Succeeded | Stop::Late => false,
         }
     }
 }
@@ -73,7 +84,7 @@ impl Successor {
             // This process ends when the new one serves, so this is only seen when it fails.
             match child {
                 Ok(mut child) => {
-                    let status = child.wait().await;
+                    let status = self.wait_for(&mut child).await;
                     tracing::error!(
                         status = status.map_or_else(|error| error.to_string(), |s| s.to_string()),
                         "the new process ended; this one goes on"
@@ -82,6 +93,23 @@ impl Successor {
                 Err(error) => {
                     tracing::error!(%error, "no new process can be started; this one goes on");
                 }
+            }
+        }
+    }
+}
+
+impl Successor {
+    /// Waits for its end. Whoever asks for another one meanwhile is told what there is to do.
+    async fn wait_for(&mut self, child: &mut Child) -> std::io::Result<ExitStatus> {
+        let pid = child.id();
+        loop {
+            tokio::select! {
+                biased;
+                status = child.wait() => return status,
+                Some(()) = self.asked.recv() => tracing::warn!(
+                    pid,
+                    "SIGUSR2: the new process is starting already; wait for it, or end it and ask again"
+                ),
             }
         }
     }

@@ -50,6 +50,7 @@ pub struct Metrics {
     pub artifacts_bytes: IntGauge,
     pub connections: IntGauge,
     connections_refused: IntCounterVec,
+    requests_refused: IntCounterVec,
     http2_floods: IntCounterVec,
     certificate_ends: prometheus::IntGaugeVec,
     certificate_reloads: IntCounterVec,
@@ -124,7 +125,12 @@ impl Metrics {
         self.connections_refused.with_label_values(&[reason]).inc();
     }
 
-    /// `kind` is one of `resets`, `control`, `continuations`, `window_updates`.
+    /// `reason` is one of `total` (the cap over all requests at a time), `address` (that of one client).
+    pub fn request_refused(&self, reason: &str) {
+        self.requests_refused.with_label_values(&[reason]).inc();
+    }
+
+    /// `kind` is one of `resets`, `control`, `continuations`, `window_updates`, `streams`.
     pub fn http2_flood(&self, kind: &str) {
         self.http2_floods.with_label_values(&[kind]).inc();
     }
@@ -262,6 +268,11 @@ impl Metrics {
             connections_refused: r.counter_vec(
                 "connections_refused_total",
                 "Connections closed at once, by reason.",
+                &["reason"],
+            ),
+            requests_refused: r.counter_vec(
+                "requests_refused_total",
+                "Requests refused because there are too many at a time, by whose cap.",
                 &["reason"],
             ),
             certificate_ends: r.gauge_vec(

@@ -11,8 +11,8 @@ use x509_parser::objects::{oid_registry, oid2abbrev};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::X509Name;
 
-use super::certificates::{TlsError, chain};
-use super::{ClientCertificateMode, ClientCertificates};
+use super::files::chain;
+use super::{ClientCertificateMode, ClientCertificates, TlsError};
 
 /// Longest subject that is passed on; certificates of real authorities have a few dozen bytes.
 const SUBJECT_BYTES_MAX: usize = 1024;

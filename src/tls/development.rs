@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{CertificateParams, DnType, KeyPair};
 
-use super::certificates::TlsError;
-use super::{CertificateFiles, inspect};
+use super::{CertificateFiles, TlsError, inspect};
 
 /// The subject of every development certificate: production refuses it by this name.
 pub const DEVELOPMENT_COMMON_NAME: &str = "Wasm Wizard development certificate";

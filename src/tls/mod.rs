@@ -5,19 +5,24 @@
 //! own suites (all with forward secrecy and AEAD), stateless tickets, ALPN `h2` and `http/1.1`.
 
 mod certificates;
+mod challenge;
 mod client;
 mod development;
+mod files;
+mod source;
 mod stamp;
 mod terminator;
 
 use std::path::PathBuf;
 
-pub use certificates::{TlsError, inspect};
+pub use challenge::Challenges;
 pub use client::ClientCertificate;
 pub use development::{DEVELOPMENT_COMMON_NAME, ensure_development};
+pub use files::inspect;
+pub use source::{Source, Supplied, Tls, TlsError, Version};
 pub use terminator::{Prepared, Terminator, watch};
 
-/// What the TLS side of a listener is made of.
+/// What the TLS side of a listener is made of, where files supply its certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
     pub certificates: Vec<CertificateFiles>,
@@ -84,5 +89,5 @@ pub fn install_crypto_provider() {
 
 /// Opens the authorities of client certificates, without using them.
 pub fn inspect_clients(clients: &ClientCertificates) -> Result<(), TlsError> {
-    client::verifier(clients, &certificates::read(&clients.ca)?).map(drop)
+    client::verifier(clients, &files::read(&clients.ca)?).map(drop)
 }

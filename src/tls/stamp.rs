@@ -3,14 +3,12 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::TlsFiles;
-
 /// What the files were like at some time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Stamps(Vec<Option<Stamp>>);
 
 /// Two versions of a file differ in one of these.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Stamp {
     device: u64,
     inode: u64,
@@ -21,17 +19,8 @@ struct Stamp {
 
 impl Stamps {
     /// A system call for each file, on files that are read at every start: not worth a thread.
-    pub fn of(files: &TlsFiles) -> Stamps {
-        let pairs = files.certificates.iter();
-        let paths = pairs.flat_map(|pair| [Some(&pair.cert), Some(&pair.key), pair.ocsp.as_ref()]);
-        let clients = files.clients.as_ref().map(|clients| &clients.ca);
-        Stamps(
-            paths
-                .flatten()
-                .chain(clients)
-                .map(|path| stamp(path))
-                .collect(),
-        )
+    pub fn of<'p>(paths: impl Iterator<Item = &'p Path>) -> Stamps {
+        Stamps(paths.map(stamp).collect())
     }
 }
 

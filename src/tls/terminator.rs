@@ -7,13 +7,14 @@ use arc_swap::ArcSwap;
 use pingora_core::listeners::tls::Acceptor;
 use rustls::ServerConfig;
 
-use super::certificates::{Certificates, Set, TlsError, read};
-use super::stamp::Stamps;
-use super::{ClientCertificates, TlsFiles, client};
+use super::certificates::{Certificates, Set};
+use super::files::read;
+use super::source::{Tls, TlsError, Version};
+use super::{ClientCertificates, client};
 use crate::telemetry::metrics::metrics;
 
-/// How often the files are looked at. A change is taken over once they have been the same for two
-/// looks, so that a certificate and its key can be replaced one after the other.
+/// How often sources are asked for changes. One is taken over once there was none for two looks, so
+/// that the files of a certificate and its key can be replaced one after the other.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Ends TLS on a listener. Connections that are there stay as they are when it changes.
@@ -42,11 +43,11 @@ pub struct Prepared {
 }
 
 impl Terminator {
-    /// Reads all files; one that can't be used fails the whole.
-    pub fn new(listener: String, files: TlsFiles) -> Result<Terminator, TlsError> {
-        let set = Set::load(Arc::new(files))?;
+    /// Takes what is supplied; one certificate that can't be used fails the whole.
+    pub fn new(listener: String, tls: impl Into<Tls>) -> Result<Terminator, TlsError> {
+        let set = Set::load(Arc::new(tls.into()))?;
         set.show(&listener, None);
-        let clients = set.files.clients.clone();
+        let clients = set.from.clients.clone();
         let certificates = Arc::new(Certificates {
             set: ArcSwap::from_pointee(set),
         });
@@ -59,14 +60,14 @@ impl Terminator {
         })
     }
 
-    /// Reads files for a later [`Terminator::install`], which can't fail any more.
-    pub fn prepare(&self, files: TlsFiles) -> Result<Prepared, TlsError> {
-        self.prepare_shared(Arc::new(files))
+    /// Takes what is supplied for a later [`Terminator::install`], which can't fail any more.
+    pub fn prepare(&self, tls: impl Into<Tls>) -> Result<Prepared, TlsError> {
+        self.prepare_shared(Arc::new(tls.into()))
     }
 
-    fn prepare_shared(&self, files: Arc<TlsFiles>) -> Result<Prepared, TlsError> {
-        let set = Arc::new(Set::load(files)?);
-        let clients = set.files.clients.clone();
+    fn prepare_shared(&self, tls: Arc<Tls>) -> Result<Prepared, TlsError> {
+        let set = Arc::new(Set::load(tls)?);
+        let clients = set.from.clients.clone();
         let authorities = authorities(clients.as_ref())?;
         let now = self.handshakes.load();
         let is_same = now.clients == clients && now.authorities == authorities;
@@ -135,7 +136,7 @@ fn authorities(clients: Option<&ClientCertificates>) -> Result<Vec<u8>, TlsError
     clients.map_or(Ok(Vec::new()), |clients| read(&clients.ca))
 }
 
-/// Takes over files that change, for ever. Files that can't be used change nothing, and are said to be so once.
+/// Takes over certificates that change, for ever. What can't be used changes nothing, and is said to be so once.
 pub async fn watch(terminators: Vec<Arc<Terminator>>) {
     let mut watched: Vec<Watched> = terminators.into_iter().map(Watched::new).collect();
     loop {
@@ -149,9 +150,9 @@ pub async fn watch(terminators: Vec<Arc<Terminator>>) {
 struct Watched {
     terminator: Arc<Terminator>,
     /// What the last look saw, where that was new.
-    new: Option<Stamps>,
+    new: Option<Version>,
     /// What was tried and could not be used.
-    refused: Option<Stamps>,
+    refused: Option<Version>,
 }
 
 impl Watched {
@@ -165,18 +166,18 @@ impl Watched {
 
     fn look(&mut self) {
         let before = self.terminator.certificates.set.load_full();
-        let stamps = Stamps::of(&before.files);
-        if stamps == before.stamps || self.refused.as_ref() == Some(&stamps) {
+        let version = before.from.version();
+        if version == before.version || self.refused == Some(version) {
             self.new = None;
             return;
         }
-        let is_settled = self.new.as_ref() == Some(&stamps);
-        self.new = Some(stamps.clone());
+        let is_settled = self.new == Some(version);
+        self.new = Some(version);
         if !is_settled {
             return;
         }
         let listener = &self.terminator.listener;
-        match self.terminator.prepare_shared(Arc::clone(&before.files)) {
+        match self.terminator.prepare_shared(Arc::clone(&before.from)) {
             Ok(prepared) => {
                 // A reload of the configuration may have come first; it has read the new files too.
                 let now = self.terminator.certificates.set.load();
@@ -188,7 +189,7 @@ impl Watched {
                 tracing::info!(listener, "changed certificates were taken over");
             }
             Err(error) => {
-                self.refused = Some(stamps);
+                self.refused = Some(version);
                 metrics().certificate_reload("refused");
                 tracing::error!(listener, %error, "changed certificates can't be used; those in use stay");
             }

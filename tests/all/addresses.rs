@@ -155,7 +155,7 @@ async fn a_load_balancer_says_where_a_connection_comes_from() {
     let v1 = |source: &str| format!("PROXY TCP4 {source} 192.0.2.9 4711 80\r\n").into_bytes();
     let mut v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c".to_vec();
     v2.extend([198, 51, 100, 1, 192, 0, 2, 9, 0x12, 0x34, 0, 80]);
-    let mut v2_local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00".to_vec();
+    let v2_local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00".to_vec();
     let some = get("/some", "");
     let spoofed = get("/some", "X-Forwarded-For: 198.51.100.1\r\n");
     for (from, header, request, expected) in [
@@ -165,7 +165,10 @@ async fn a_load_balancer_says_where_a_connection_comes_from() {
         // The client is no proxy, so its header means nothing; a proxy behind the load balancer is one.
         ("127.0.0.1", v1("6.6.6.6"), &spoofed, "403"),
         ("127.0.0.1", v1("10.0.0.7"), &spoofed, "200"),
-        ("127.0.0.1", std::mem::take(&mut v2_local), &some, "403"),
+        // Who is behind a balancer that does not say it is no proxy of ours.
+        ("127.0.0.1", v2_local.clone(), &some, "403"),
+        ("127.0.0.1", v2_local, &spoofed, "403"),
+        ("127.0.0.1", b"PROXY UNKNOWN\r\n".to_vec(), &spoofed, "403"),
         // Without a header, with a broken one, and from a stranger: closed.
         ("127.0.0.1", Vec::new(), &some, "none"),
         (

@@ -377,3 +377,45 @@ async fn no_spelling_of_a_reserved_path_reaches_a_route() {
     }
     assert_eq!(get(&gateway, "/apis").await.text().await.unwrap(), "route");
 }
+
+#[tokio::test]
+async fn challenges_of_authorities_are_answered_from_the_webroot() {
+    let dir = crate::support::gateway::workdir();
+    let tokens = dir.path().join("acme/.well-known/acme-challenge");
+    std::fs::create_dir_all(&tokens).unwrap();
+    std::fs::write(tokens.join("token-1_a"), "token-1_a.thumbprint").unwrap();
+    std::fs::write(dir.path().join("acme/secret"), "secret").unwrap();
+    let gateway = crate::support::gateway::gateway()
+        .in_dir(dir)
+        .route(json!({ "name": "all", "match": { "path": "/*" }, "auth": "none", "respond": { "body": "route" } }))
+        .set("server.acme_webroot", json!("acme"))
+        .start();
+    let client = gateway.client();
+    let known = "/.well-known/acme-challenge/token-1_a";
+    for url in [gateway.url(known), gateway.http_url(known)] {
+        let answer = client.get(&url).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{url}");
+        assert_eq!(answer.headers()["content-type"], "application/octet-stream");
+        assert_eq!(answer.text().await.unwrap(), "token-1_a.thumbprint");
+        let answer = client.head(&url).send().await.unwrap();
+        assert_eq!(answer.headers()["content-length"], "20");
+        let answer = client.post(&url).send().await.unwrap();
+        assert_eq!(answer.status(), 405);
+    }
+    for path in [
+        "/.well-known/acme-challenge/",
+        "/.well-known/acme-challenge/unknown",
+        "/.well-known/acme-challenge/..%2F..%2Fsecret",
+        "/.well-known/acme-challenge/token-1_a/x",
+    ] {
+        let answer = client.get(gateway.http_url(path)).send().await.unwrap();
+        assert!(matches!(answer.status().as_u16(), 400 | 404), "{path}");
+    }
+    let admin = client.get(gateway.admin_url(known)).send().await.unwrap();
+    assert_eq!(admin.status(), 404);
+    // A client of the authority may begin, or move, while the gateway runs.
+    gateway.edit(|config| config["server"]["acme_webroot"] = Value::Null);
+    gateway.reloaded("ok", 1).await;
+    let answer = client.get(gateway.http_url(known)).send().await.unwrap();
+    assert_eq!(answer.status(), 404);
+}

@@ -9,31 +9,43 @@ use crate::support::gateway::{Gateway, gateway};
 use crate::support::recorder::Recorder;
 use crate::support::{PATIENCE, eventually};
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
+pub const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
 
 type Fields<'a> = &'a [(&'a str, &'a str)];
 
 /// A connection whose preface and settings are sent.
 async fn connect(gateway: &Gateway) -> TlsStream<TcpStream> {
-    let tcp = TcpStream::connect(("127.0.0.1", gateway.https))
-        .await
-        .unwrap();
+    connect_with(gateway, &[]).await
+}
+
+/// The same, with these settings.
+pub async fn connect_with(gateway: &Gateway, settings: &[(u16, u32)]) -> TlsStream<TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // A client that does not read has not read much.
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    let address = format!("127.0.0.1:{}", gateway.https).parse().unwrap();
+    let tcp = socket.connect(address).await.unwrap();
     let mut tls = gateway.tls_over(tcp, &[b"h2"]).await;
     let mut begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    begin.extend(frame(SETTINGS, 0, 0, &[]));
+    let settings: Vec<u8> = settings
+        .iter()
+        .flat_map(|(name, value)| [&name.to_be_bytes()[..], &value.to_be_bytes()].concat())
+        .collect();
+    begin.extend(frame(SETTINGS, 0, 0, &settings));
     tls.write_all(&begin).await.unwrap();
     tls
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
     frame.extend(stream.to_be_bytes());
@@ -42,7 +54,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// HPACK: literals without indexing and without Huffman coding (RFC 7541 section 6.2.2).
-fn block(fields: Fields<'_>) -> Vec<u8> {
+pub fn block(fields: Fields<'_>) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
         block.push(0);
@@ -86,7 +98,7 @@ enum Outcome {
 
 const OK: Outcome = Outcome::Answer(0x88);
 
-async fn next_frame(tls: &mut TlsStream<TcpStream>) -> Option<(u8, u8, Vec<u8>)> {
+pub async fn next_frame(tls: &mut TlsStream<TcpStream>) -> Option<(u8, u8, Vec<u8>)> {
     let read = async {
         let mut head = [0; 9];
         tls.read_exact(&mut head).await.ok()?;
@@ -215,6 +227,64 @@ async fn a_body_that_is_not_as_long_as_it_says_reaches_no_one_whole() {
         }
     }
     assert!(!upstream.text().contains("abcde"), "{}", upstream.text());
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_ends_its_request() {
+    let (upstream, other) = (Recorder::start(), Recorder::start());
+    let gateway = gateway()
+        .route(
+            json!({ "name": "up", "match": { "path": "/up/*" }, "auth": "none",
+            "proxy": { "upstreams": [upstream.url(), other.url()], "read_timeout": "1h",
+                "ejection": { "failures": 1 } } }),
+        )
+        .route(
+            json!({ "name": "patient", "match": { "path": "/patient" }, "auth": "none",
+            "limits": { "body_timeout": "1h" },
+            "proxy": { "upstreams": [upstream.url()], "read_timeout": "100ms" } }),
+        )
+        .set("server.timeouts.request_body", json!("500ms"))
+        .start();
+    let post = |path: &'static str| {
+        let fields = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":authority", "localhost"),
+            (":path", path),
+        ];
+        frame(HEADERS, END_HEADERS, 1, &block(&fields))
+    };
+    // Nothing of it, and a part of it.
+    for part in [&b""[..], b"part"] {
+        let mut tls = connect(&gateway).await;
+        tls.write_all(&post("/up/x")).await.unwrap();
+        if !part.is_empty() {
+            tls.write_all(&frame(DATA, 0, 1, part)).await.unwrap();
+        }
+        assert_eq!(outcome(&mut tls).await, Outcome::Reset);
+    }
+    eventually("it is logged", async || {
+        let log = gateway.stderr();
+        log.contains("a request was reset").then_some(())
+    })
+    .await;
+    let requests = "wasmwiz_requests_total{method=\"POST\",route=\"up\",status=\"4xx\"}";
+    assert_eq!(gateway.metric(requests).await, Some(2.0));
+    // An upstream that is silent because the client is has not failed.
+    for _ in 0..2 {
+        let mut tls = connect(&gateway).await;
+        tls.write_all(&post("/patient")).await.unwrap();
+        assert_ne!(outcome(&mut tls).await, OK);
+    }
+    for url in [upstream.url(), other.url()] {
+        let server = url.trim_start_matches("http://");
+        let ejections = format!("wasmwiz_upstream_ejections_total{{upstream=\"{url}\"}}");
+        let ejections = match gateway.metric(&ejections).await {
+            Some(ejections) => ejections,
+            None => panic!("{server} has no row"),
+        };
+        assert_eq!(ejections, 0.0);
+    }
 }
 
 #[tokio::test]

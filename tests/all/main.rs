@@ -9,6 +9,7 @@ mod addresses;
 mod answers;
 mod api;
 mod artifacts;
+mod at_once;
 mod bodies;
 mod compression;
 mod config;

@@ -432,3 +432,26 @@ async fn a_body_that_trickles_in_is_answered_408() {
         .unwrap();
     assert_eq!(answer.status(), 408);
 }
+
+#[tokio::test]
+async fn a_guest_sees_the_headers_that_its_route_has_changed() {
+    let gateway = gateway()
+        .route(json!({ "name": "page", "match": { "path": "/page" }, "auth": "none",
+            "headers": { "request": { "set": { "X-Set": "gateway" }, "add": { "X-Add": "two" }, "remove": ["X-Gone"] } },
+            "execute": { "file": "examples/guests/page.wasm", "abi": "wagi" } }))
+        .start();
+    let answer = gateway
+        .client()
+        .get(gateway.url("/page"))
+        .header("x-set", "client")
+        .header("x-add", "one")
+        .header("x-gone", "hidden")
+        .header("x-stays", "stays");
+    let page = answer.send().await.unwrap().text().await.unwrap();
+    for seen in ["x-set", "gateway", "one, two", "stays"] {
+        assert!(page.contains(seen), "{seen}\n{page}");
+    }
+    for hidden in ["client", "x-gone", "hidden"] {
+        assert!(!page.contains(hidden), "{hidden}\n{page}");
+    }
+}

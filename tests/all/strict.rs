@@ -282,14 +282,27 @@ async fn a_connection_serves_so_many_requests() {
 
 #[tokio::test]
 async fn a_body_below_the_least_rate_is_cut_off() {
-    let gateway = routes(&Recorder::start())
+    let upstream = Recorder::start();
+    let patient = json!({ "body_timeout": "1h" });
+    let gateway = routes(&upstream)
         .set("server.timeouts.request_body", json!("500ms"))
         .set("server.bounds.body_rate_min", json!("1KiB"))
+        .route(
+            json!({ "name": "in2", "match": { "path": "/patient/in" }, "auth": "none", "limits": patient,
+            "execute": { "file": "examples/guests/echo.wasm", "abi": "command" } }),
+        )
+        .route(
+            json!({ "name": "up2", "match": { "path": "/patient/up" }, "auth": "none", "limits": patient,
+            "proxy": { "upstreams": [upstream.url()] } }),
+        )
         .start_plain();
     for (path, each, fine) in [
         ("/in", 1, false),
         ("/in", 256, true),
         ("/up/slow", 1, false),
+        // A route may give more time; 2 KiB in pieces of 64 bytes take 3.2 s.
+        ("/patient/in", 64, true),
+        ("/patient/up", 64, true),
     ] {
         let answer = trickle(&gateway, path, each).await;
         let expected = if fine { "HTTP/1.1 200" } else { "HTTP/1.1 408" };
@@ -314,6 +327,8 @@ async fn trickle(gateway: &Gateway, path: &str, each: usize) -> String {
                 return;
             }
         }
+        // Who closes its side before the answer counts as gone.
+        std::future::pending::<()>().await;
     });
     let mut answer = Vec::new();
     let _ = tokio::time::timeout(PATIENCE, read.read_to_end(&mut answer)).await;

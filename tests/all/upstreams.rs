@@ -378,6 +378,55 @@ async fn a_full_upstream_makes_a_few_wait_and_refuses_the_rest() {
 }
 
 #[tokio::test]
+async fn who_leaves_while_waiting_leaves_its_place_to_others() {
+    let go = Arc::new(Notify::new());
+    let wait = Arc::clone(&go);
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec();
+    let slow = upstream(move |_| Reply::Wait(Arc::clone(&wait), answer.clone())).await;
+    let gateway = gateway()
+        .route(route(
+            "/full",
+            json!({ "upstreams": [slow.url],
+                "capacity": { "requests_max": 1, "pending_max": 1, "pending_timeout": "1m" } }),
+        ))
+        .start();
+    let http1 = gateway.client_builder().http1_only().build().unwrap();
+    let url = gateway.url("/full");
+    let first = tokio::spawn(gateway.client().get(&url).send());
+    eventually("the first is there", async || {
+        (slow.hits() == 1).then_some(())
+    })
+    .await;
+    for client in [gateway.client(), http1] {
+        let asking = url.clone();
+        let waiting = tokio::spawn(async move {
+            // Until it has the place, which others may have for a moment.
+            while let Ok(answer) = client.get(&asking).send().await {
+                assert_eq!(answer.status(), 503);
+            }
+        });
+        let busy = async || {
+            let answer = gateway.client().get(&url);
+            let answer = answer.timeout(Duration::from_millis(500)).send().await;
+            matches!(answer, Ok(answer) if answer.status() == 503)
+        };
+        eventually("another one waits", async || busy().await.then_some(())).await;
+        waiting.abort();
+        // Whoever comes next waits in its place, and leaves after a while too.
+        eventually("its place is free", async || (!busy().await).then_some(())).await;
+    }
+    let last = tokio::spawn(gateway.client().get(&url).send());
+    go.notify_one();
+    assert_eq!(first.await.unwrap().unwrap().status(), 200);
+    eventually("the last one is there", async || {
+        (slow.hits() == 2).then_some(())
+    })
+    .await;
+    go.notify_one();
+    assert_eq!(last.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
 async fn a_client_that_comes_back_finds_its_upstream() {
     let servers = [
         upstream(|_| ok("1")).await,

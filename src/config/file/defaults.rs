@@ -65,9 +65,12 @@ impl Default for Server {
             connections_max: 10_000,
             upstream_idle_max: 256,
             connections_per_address_max: 1_024,
+            requests_max: 20_000,
+            requests_per_address_max: 1_024,
             trusted_proxies: Vec::new(),
             client_address_header: ClientAddressHeader::default(),
             client_certificate_header: None,
+            acme_webroot: None,
             timeouts: Timeouts::default(),
             bounds: Bounds::default(),
         }

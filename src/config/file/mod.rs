@@ -23,8 +23,7 @@ pub use proxy::{
     Balance, Capacity, Ejection, Forwarded, HealthCheck, Protocol, Proxy, Retries, Upstream,
 };
 pub use route::{
-    Cors, Execute, HeaderChanges, Method, Redirect, Respond, Route, RouteAuth, RouteHeaders,
-    RouteMatch,
+    Cors, Execute, HeaderChanges, Method, Redirect, Respond, Route, RouteAuth, RouteMatch,
 };
 
 /// The content type of an answer that names none.
@@ -86,12 +85,19 @@ pub struct Server {
     pub upstream_idle_max: u32,
     /// Open connections of one client address; an IPv6 client is its /64.
     pub connections_per_address_max: u32,
+    /// Requests at the same time over all public listeners.
+    pub requests_max: u32,
+    /// Requests at the same time of one client address; an IPv6 client is its /64.
+    pub requests_per_address_max: u32,
     /// Networks whose word on the client's address, and X-Request-Id, are believed, in CIDR notation.
     pub trusted_proxies: Vec<String>,
     /// The header in which they say it.
     pub client_address_header: ClientAddressHeader,
     /// The header that tells routes' targets the subject of the client's certificate; null for none.
     pub client_certificate_header: Option<String>,
+    /// A directory into which an ACME client writes answers to HTTP-01 challenges, below
+    /// `.well-known/acme-challenge`; null for none.
+    pub acme_webroot: Option<String>,
     pub timeouts: Timeouts,
     pub bounds: Bounds,
 }

@@ -114,6 +114,9 @@ pub struct RouteLimits {
     /// Request body.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_size_max: Option<Size>,
+    /// Time for a whole request body, besides what its size takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body_timeout: Option<Period>,
     /// Linear memory of the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_max: Option<Size>,

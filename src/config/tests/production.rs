@@ -132,6 +132,9 @@ routes:
   - name: a
     match: { path: /a, headers: { X-Api-Key: hunter2 } }
     execute: { file: a.wasm, env: { API_TOKEN: hunter2, BACKEND: "http://u:hunter2@h/", REGION: eu } }
+  - name: b
+    match: { path: /b }
+    proxy: { upstreams: ["http://127.0.0.1:1"] }
     headers: { request: { set: { Authorization: Bearer hunter2 } } }
 "#;
     let loaded = load_with(yaml, &[SALT, DATABASE]).unwrap();

@@ -389,8 +389,11 @@ fn fixed_answers_are_answers() {
 
 #[test]
 fn a_routes_headers_are_checked() {
-    let headers =
-        |what: &str| format!("match: {{ path: /a }}, headers: {{ {what} }}, respond: {{}}");
+    let headers = |what: &str| {
+        format!(
+            "match: {{ path: /a }}, headers: {{ {what} }}, proxy: {{ upstreams: ['http://a:1'] }}"
+        )
+    };
     let route = good(&headers(
         "request: { set: { X-A: a }, remove: [Cookie] }, response: { remove: [X-Frame-Options] }",
     ));
@@ -428,4 +431,37 @@ fn every_route_is_looked_at() {
         "{}",
         problems[49]
     );
+}
+
+#[test]
+fn changes_to_a_request_reach_its_target() {
+    let headers = "match: { path: /a }, headers: { request: { set: { X-A: b } } }";
+    for target in [
+        "respond: {}",
+        "redirect: { to: /b }",
+        "execute: { file: a.wasm }",
+        "execute: { file: a.wasm, abi: command }",
+    ] {
+        let problem = bad(&format!("{headers}, {target}"));
+        assert!(problem.contains("routes[0].headers.request"), "{problem}");
+    }
+    good(&format!(
+        "{headers}, execute: {{ file: a.wasm, abi: wagi }}"
+    ));
+    good(&format!(
+        "{headers}, proxy: {{ upstreams: ['http://a:1'] }}"
+    ));
+    for name in ["Authorization", "Proxy", "X_A"] {
+        let problem = bad(&format!(
+            "match: {{ path: /a }}, headers: {{ request: {{ add: {{ {name}: b }} }} }}, \
+             execute: {{ file: a.wasm, abi: wagi }}"
+        ));
+        assert!(problem.contains("guests do not get"), "{problem}");
+    }
+}
+
+#[test]
+fn a_path_in_a_flow_mapping_wants_quotes() {
+    let problem = problem("routes: [{ name: a, match: { path: /a/{id} }, respond: {} }]");
+    assert!(problem.contains("in quotes"), "{problem}");
 }

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 use http::{HeaderName, HeaderValue};
 
 use crate::config::context::Context;
-use crate::config::file::{HeaderChanges, Headers, RouteHeaders, Server};
+use crate::config::file::{HeaderChanges, Headers, Route, Server};
 use crate::config::problem::{Path, shown};
 use crate::route::HeaderEdits;
+use crate::sandbox::abi::{self, Abi};
 
 /// A list this long is a mistake, and every one costs each response.
 const HEADERS_MAX: usize = 64;
@@ -121,8 +122,10 @@ pub fn client_certificate(server: &Server, cx: &mut Context) -> Option<Option<He
 }
 
 /// A route's changes.
-pub fn route(headers: &RouteHeaders, at: &Path, cx: &mut Context) -> Option<HeaderEdits> {
+pub fn route(route: &Route, at: &Path, cx: &mut Context) -> Option<HeaderEdits> {
+    let headers = &route.headers;
     let request = changes(&headers.request, &at.key("request"), Direction::Request, cx);
+    reach_target(route, request.as_ref(), &at.key("request"), cx);
     let response = changes(
         &headers.response,
         &at.key("response"),
@@ -138,6 +141,33 @@ pub fn route(headers: &RouteHeaders, at: &Path, cx: &mut Context) -> Option<Head
         response_add: response.add,
         response_remove: response.removed,
     })
+}
+
+/// Changes to a request are for targets that see its headers.
+fn reach_target(route: &Route, request: Option<&Changes>, at: &Path, cx: &mut Context) {
+    let Some(request) = request else {
+        return;
+    };
+    let is_empty = request.set.is_empty() && request.add.is_empty() && request.removed.is_empty();
+    if is_empty || route.proxy.is_some() {
+        return;
+    }
+    match &route.execute {
+        Some(execute) if execute.abi == Some(Abi::Wagi) => {
+            let given = request.set.iter().chain(&request.add);
+            for (name, _) in given.filter(|(name, _)| !abi::wagi::is_given(name)) {
+                let message = format_args!("'{name}' is a header that guests do not get");
+                cx.problem(at, message, "use execute.env, or another header");
+            }
+        }
+        Some(_) => {
+            let hint = "remove it, or use abi: wagi, or execute.env";
+            cx.problem(at, "guests with the abi `command` see no headers", hint);
+        }
+        None => {
+            cx.problem(at, "this route's target sees no request", "remove it");
+        }
+    }
 }
 
 struct Changes {

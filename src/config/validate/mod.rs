@@ -83,6 +83,7 @@ fn gateway(
     let trusted_proxies = server::trusted_proxies(&file.server.trusted_proxies, cx);
     let client_certificate_header = headers::client_certificate(&file.server, cx);
     let listener_access = server::listener_access(&file.server, cx);
+    let challenges = server::challenges(&file.server, cx);
     let headers = headers::global(&file.headers, cx);
     let hsts = headers::hsts(&file.headers, cx);
     let compression = compression::compression(&file.compression, cx);
@@ -101,6 +102,7 @@ fn gateway(
         client_address_header: file.server.client_address_header,
         client_certificate_header: client_certificate_header?,
         listener_access: listener_access?,
+        challenges: challenges?,
         public_metrics_path: (file.metrics.enabled && file.metrics.public)
             .then(|| file.metrics.path.clone()),
         compression: compression?,

@@ -89,7 +89,7 @@ fn route(
     };
     let access = super::server::access(&route.allow, &route.deny, at, cx);
     let limits = limits(route, at, file, tiers, cx);
-    let headers = headers::route(&route.headers, &at.key("headers"), cx);
+    let headers = headers::route(route, &at.key("headers"), cx);
     let cors = route.cors.as_ref();
     let cors = cors.map(|cors| super::cors::cors(cors, matcher.as_ref(), &at.key("cors"), cx));
     let target = targets::target(route, matcher.as_ref(), at, cx);
@@ -320,6 +320,10 @@ fn limits(route: &file::Route, at: &Path, file: &File, tiers: &Tiers, cx: &mut C
     if let Some(size) = limits.body_size_max {
         cx.size(&at.key("body_size_max"), size, Size(0), Size::gib(1));
     }
+    if let Some(period) = limits.body_timeout {
+        let path = at.key("body_timeout");
+        cx.period(&path, period, Period::ms(100), Period::secs(7 * 86_400));
+    }
     if route.execute.is_some() {
         guest_limits(route, &at, file, tiers, cx);
     } else {
@@ -339,6 +343,7 @@ fn limits(route: &file::Route, at: &Path, file: &File, tiers: &Tiers, cx: &mut C
     Limits {
         rate,
         body_bytes_max: limits.body_size_max.map(|size| size.0),
+        body_timeout: limits.body_timeout.map(|period| period.0),
         memory_bytes_max: limits.memory_max.map(|size| size.0),
         deadline: limits.execution_timeout.map(|period| period.0),
         stdout_bytes_max: limits.stdout_max.map(|size| size.0),

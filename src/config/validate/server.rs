@@ -10,7 +10,7 @@ use crate::config::problem::Path;
 use crate::config::values::{Period, Size};
 use crate::gateway::{Bounds, Listener, Timeouts};
 use crate::route::{Access, Network};
-use crate::tls::{CertificateFiles, ClientCertificates, TlsFiles};
+use crate::tls::{CertificateFiles, Challenges, ClientCertificates, TlsFiles};
 
 const LISTENERS_MAX: usize = 64;
 const NETWORKS_MAX: usize = 1_024;
@@ -342,6 +342,18 @@ pub fn bounds(server: &file::Server, cx: &mut Context) -> Bounds {
         1_000_000,
     );
     cx.count(
+        &Path::from("server.requests_max"),
+        server.requests_max,
+        1,
+        10_000_000,
+    );
+    cx.count(
+        &Path::from("server.requests_per_address_max"),
+        server.requests_per_address_max,
+        1,
+        10_000_000,
+    );
+    cx.count(
         &at.key("h2_resets_per_second_max"),
         bounds.h2_resets_per_second_max,
         1,
@@ -393,6 +405,8 @@ pub fn bounds(server: &file::Server, cx: &mut Context) -> Bounds {
     Bounds {
         connections_max: server.connections_max as usize,
         connections_per_address_max: server.connections_per_address_max,
+        requests_max: server.requests_max as usize,
+        requests_per_address_max: server.requests_per_address_max,
         requests_per_connection_max: bounds.requests_per_connection_max,
         h2_resets_per_second_max: bounds.h2_resets_per_second_max,
         body_rate_min: bounds.body_rate_min.0,
@@ -416,6 +430,16 @@ pub fn trusted_proxies(texts: &[String], cx: &mut Context) -> Option<Vec<Network
         }
     }
     Some(parsed)
+}
+
+/// Who knows the answers to challenges of authorities. An authority asks on port 80 of a name, and
+/// follows redirects, also to HTTPS with any certificate.
+pub fn challenges(server: &file::Server, cx: &mut Context) -> Option<Challenges> {
+    let Some(webroot) = server.acme_webroot.as_deref() else {
+        return Some(Challenges::None);
+    };
+    let path = Path::from("server.acme_webroot");
+    file_path(Some(webroot), &path, cx).map(Challenges::Webroot)
 }
 
 /// Who is let in by each listener, in their order, the admin listener last.

@@ -19,11 +19,14 @@ use pingora_core::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::frames::Frames;
+use super::caps::TooMany;
+use super::facts::Facts;
+use super::frames::{Frames, Streams};
 use super::framing::{Framing, Refusal};
+use super::stall::Stall;
 use super::{head_is_read, is_switched};
 use crate::gateway::respond::refusal_answer;
-use crate::gateway::{Bounds, Shared};
+use crate::gateway::{Bounds, Settings, Shared};
 use crate::telemetry::metrics::metrics;
 
 /// A client's connection.
@@ -51,7 +54,12 @@ pub struct Http1 {
 
 pub struct Http2 {
     frames: Frames,
+    /// `None` where each is counted for its own client.
+    streams: Option<Streams>,
     preface: Option<Preface>,
+    /// Pingora's timeout for writing ends where the library takes what is written.
+    stall: Stall,
+    bounds: Bounds,
 }
 
 /// No part of an HTTP/1 request may begin with it, so that Pingora refuses the request wherever it is.
@@ -127,13 +135,18 @@ impl Http1 {
 }
 
 impl Http2 {
-    pub fn new(resets_per_second: u32, preface_timeout: Duration) -> Http2 {
+    pub fn new(settings: &Settings, facts: &ProxyDigest) -> Http2 {
+        let bounds = settings.bounds.clone();
+        let streams = Facts::of(facts).and_then(Facts::streams);
         Http2 {
-            frames: Frames::new(resets_per_second, Instant::now()),
+            frames: Frames::new(bounds.h2_resets_per_second_max, Instant::now()),
+            streams: streams.map(|requests| Streams::new(bounds.h2_streams_max, requests)),
             preface: Some(Preface {
                 read: 0,
-                deadline: Box::pin(tokio::time::sleep(preface_timeout)),
+                deadline: Box::pin(tokio::time::sleep(settings.timeouts.request_head)),
             }),
+            stall: Stall::new(settings.timeouts.write),
+            bounds,
         }
     }
 
@@ -144,10 +157,37 @@ impl Http2 {
                 self.preface = None;
             }
         }
-        self.frames.accept(bytes, Instant::now).map_err(|flood| {
-            metrics().http2_flood(flood.as_str());
-            io::Error::other("the client floods the connection")
-        })
+        let streams = self.streams.as_mut();
+        self.frames
+            .accept(bytes, Instant::now, streams)
+            .map_err(|flood| {
+                metrics().http2_flood(flood.as_str());
+                io::Error::other("the client floods the connection")
+            })?;
+        // Who takes no answers, and has more of them than it may, does not take the refusal either.
+        let is_over =
+            |streams: &Streams| streams.requests().check(&self.bounds) == Err(TooMany::OfClient);
+        if self.stall.is_stalled() && self.streams.as_ref().is_some_and(is_over) {
+            metrics().request_refused(TooMany::OfClient.as_str());
+            return Err(io::Error::other("the client asks and takes no answers"));
+        }
+        Ok(())
+    }
+
+    /// Takes note of what the client's side took of what is sent.
+    fn sent<'b>(&mut self, bufs: impl Iterator<Item = &'b [u8]>, mut taken: usize) {
+        self.stall.over();
+        let Some(streams) = &mut self.streams else {
+            return;
+        };
+        for buf in bufs {
+            let part = &buf[..taken.min(buf.len())];
+            streams.sent(part);
+            taken -= part.len();
+            if taken == 0 {
+                return;
+            }
+        }
     }
 
     fn poll_preface(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -199,17 +239,34 @@ impl AsyncWrite for ClientStream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if let Protocol::Http1(http1) = &mut this.protocol
-            && http1.is_refusal()
-        {
-            ready!(http1.poll_answer(&mut this.io, &this.facts, cx, buf))?;
-            return Poll::Ready(Ok(buf.len()));
+        match &mut this.protocol {
+            Protocol::Http1(http1) if http1.is_refusal() => {
+                ready!(http1.poll_answer(&mut this.io, &this.facts, cx, buf))?;
+                Poll::Ready(Ok(buf.len()))
+            }
+            Protocol::Http1(_) => Pin::new(&mut this.io).poll_write(cx, buf),
+            Protocol::Http2(http2) => match Pin::new(&mut this.io).poll_write(cx, buf) {
+                Poll::Ready(Ok(taken)) => {
+                    http2.sent(std::iter::once(buf), taken);
+                    Poll::Ready(Ok(taken))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending => http2.stall.poll(cx).map(Err),
+            },
         }
-        Pin::new(&mut this.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let this = &mut *self;
+        let flushed = Pin::new(&mut this.io).poll_flush(cx);
+        match (&mut this.protocol, flushed) {
+            (Protocol::Http1(_), flushed) => flushed,
+            (Protocol::Http2(http2), Poll::Pending) => http2.stall.poll(cx).map(Err),
+            (Protocol::Http2(http2), Poll::Ready(flushed)) => {
+                http2.stall.over();
+                Poll::Ready(flushed)
+            }
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -221,11 +278,22 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if matches!(&self.protocol, Protocol::Http1(http1) if http1.is_refusal()) {
-            let first = bufs.iter().find(|buf| !buf.is_empty());
-            return self.poll_write(cx, first.map_or(&[], |buf| buf));
+        let this = &mut *self;
+        match &mut this.protocol {
+            Protocol::Http1(http1) if http1.is_refusal() => {
+                let first = bufs.iter().find(|buf| !buf.is_empty());
+                self.poll_write(cx, first.map_or(&[], |buf| buf))
+            }
+            Protocol::Http1(_) => Pin::new(&mut this.io).poll_write_vectored(cx, bufs),
+            Protocol::Http2(http2) => match Pin::new(&mut this.io).poll_write_vectored(cx, bufs) {
+                Poll::Ready(Ok(taken)) => {
+                    http2.sent(bufs.iter().map(|buf| &buf[..]), taken);
+                    Poll::Ready(Ok(taken))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending => http2.stall.poll(cx).map(Err),
+            },
         }
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

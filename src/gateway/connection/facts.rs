@@ -1,6 +1,6 @@
 //! What is known of a client's connection, for all requests on it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -9,17 +9,24 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use tokio::sync::Notify;
 
+use super::caps::{Client, ClientCaps, Requests, TooMany};
+use super::proxy_header::Proxied;
+use crate::gateway::Bounds;
 use crate::tls::ClientCertificate;
 
 /// What is known of a client's connection. Learned once, before the first request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Facts {
     /// The socket's other end.
     pub peer: Option<SocketAddr>,
-    /// Whom the load balancer at the other end speaks for (PROXY protocol).
-    pub proxied: Option<SocketAddr>,
+    /// What the load balancer at the other end says of whom it speaks for (PROXY protocol); `None`
+    /// where none has to say it.
+    pub proxied: Option<Proxied>,
     /// Who the client is by its certificate.
     pub certificate: Option<ClientCertificate>,
+    /// Whose requests come in; `None` where those of several clients do, by a trusted proxy.
+    pub client: Option<Arc<Client>>,
+    caps: ClientCaps,
     /// Requests so far, and those being answered; of HTTP/2 only.
     requests: AtomicU32,
     active: AtomicU32,
@@ -31,11 +38,16 @@ pub struct Facts {
 pub struct OnConnection(Arc<ProxyDigest>);
 
 impl Facts {
-    pub fn new(peer: Option<SocketAddr>, proxied: Option<SocketAddr>) -> Facts {
+    pub fn new(peer: Option<SocketAddr>, proxied: Option<Proxied>, caps: ClientCaps) -> Facts {
         Facts {
             peer,
             proxied,
-            ..Facts::default()
+            certificate: None,
+            client: None,
+            caps,
+            requests: AtomicU32::new(0),
+            active: AtomicU32::new(0),
+            spent: Notify::new(),
         }
     }
 
@@ -50,11 +62,27 @@ impl Facts {
 
     /// Where the connection comes from, as far as connections go.
     pub fn source(&self) -> Option<SocketAddr> {
-        self.proxied.or(self.peer)
+        match self.proxied {
+            Some(Proxied::Client(client)) => Some(client),
+            Some(Proxied::Unknown) | None => self.peer,
+        }
+    }
+
+    /// Whether whoever is at the source may be a proxy that speaks for others. Where a load balancer
+    /// passes bytes on and does not say whose, they are a client's, whatever its own address is.
+    pub fn may_be_proxy(&self) -> bool {
+        self.proxied != Some(Proxied::Unknown)
     }
 
     pub fn of(digest: &ProxyDigest) -> Option<&Facts> {
         digest.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// To count the streams of this connection by their frames; `None` where each is counted for its
+    /// own client, once that is known.
+    pub fn streams(&self) -> Option<Requests> {
+        let client = self.client.as_ref()?;
+        Some(self.caps.requests(Some(Arc::clone(client))))
     }
 
     pub async fn spent(&self) {
@@ -69,6 +97,32 @@ impl Facts {
 /// What is known of a request's connection.
 pub fn facts(session: &Session) -> Option<&Facts> {
     Facts::of(session.digest()?.proxy_digest.as_deref()?)
+}
+
+/// Counts a request that is about to be answered, of `client` where a trusted proxy speaks for it.
+/// The count is kept as long as what is returned, but for HTTP/2, whose streams are counted until
+/// their answers have left.
+pub fn count_at_once(
+    session: &Session,
+    client: Option<IpAddr>,
+    bounds: &Bounds,
+) -> (Option<Requests>, Result<(), TooMany>) {
+    let Some(facts) = facts(session) else {
+        return (None, Ok(()));
+    };
+    if session.as_downstream().is_http2()
+        && let Some(client) = &facts.client
+    {
+        return (None, client.check(bounds));
+    }
+    let client = match &facts.client {
+        Some(client) => Some(Arc::clone(client)),
+        None => client.map(|address| facts.caps.client(address)),
+    };
+    let mut requests = facts.caps.requests(client);
+    requests.add();
+    let checked = requests.check(bounds);
+    (Some(requests), checked)
 }
 
 /// Counts a request of an HTTP/2 connection, which ends after so many. Pingora does that for HTTP/1.

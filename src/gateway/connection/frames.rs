@@ -1,10 +1,14 @@
-//! Counts the frames of an HTTP/2 connection as they come in, before the HTTP/2 library reads them.
+//! Counts the frames of an HTTP/2 connection as they come in, before the HTTP/2 library reads them, and
+//! knows by those of both directions which streams are open.
 //!
 //! The library bounds what it keeps, but not how often it is asked to work: streams that are opened
 //! and reset, pings, settings, empty frames (CVE-2019-9512 to 9518, CVE-2023-44487, CVE-2024-27316).
 //! A client that sends more of these than any real one does loses its connection.
 
+use std::collections::HashSet;
 use std::time::Instant;
+
+use super::caps::Requests;
 
 /// Why a client loses its HTTP/2 connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +20,8 @@ pub enum Flood {
     /// A header block in too many pieces.
     Continuations,
     WindowUpdates,
+    /// Streams that are opened although no more are taken.
+    Streams,
 }
 
 impl Flood {
@@ -25,6 +31,7 @@ impl Flood {
             Flood::Control => "control",
             Flood::Continuations => "continuations",
             Flood::WindowUpdates => "window_updates",
+            Flood::Streams => "streams",
         }
     }
 }
@@ -40,13 +47,74 @@ const CONTINUATIONS_MAX: u32 = 80;
 const PREFACE_BYTES: usize = 24;
 const FRAME_HEAD_BYTES: usize = 9;
 
-/// How far a client's frames have been read.
+/// Streams that a client may open beyond those it may have, before they are refused: more of them are
+/// ignored by the library, which is past its last stream.
+const STREAMS_REFUSED_MAX: usize = 64;
+
+/// How far frames have been read.
 #[derive(Debug)]
-pub struct Frames {
+struct Heads {
     /// Bytes to skip: the preface, or the rest of a frame.
     skip: usize,
     head: [u8; FRAME_HEAD_BYTES],
     head_bytes: usize,
+}
+
+/// RFC 9113 section 4.1.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    payload_bytes: usize,
+    kind: u8,
+    flags: u8,
+    stream: u32,
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+
+impl Heads {
+    fn behind(skip: usize) -> Heads {
+        Heads {
+            skip,
+            head: [0; FRAME_HEAD_BYTES],
+            head_bytes: 0,
+        }
+    }
+
+    /// Reads on to the end of the next frame's head.
+    fn next(&mut self, bytes: &mut &[u8]) -> Option<Head> {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            *bytes = &bytes[skipped..];
+            let taken = (FRAME_HEAD_BYTES - self.head_bytes).min(bytes.len());
+            self.head[self.head_bytes..self.head_bytes + taken].copy_from_slice(&bytes[..taken]);
+            self.head_bytes += taken;
+            *bytes = &bytes[taken..];
+            if self.head_bytes == FRAME_HEAD_BYTES {
+                self.head_bytes = 0;
+                let [a, b, c, kind, flags, w, x, y, z] = self.head;
+                self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+                return Some(Head {
+                    payload_bytes: self.skip,
+                    kind,
+                    flags,
+                    stream: u32::from_be_bytes([w & 0x7f, x, y, z]),
+                });
+            }
+        }
+        None
+    }
+}
+
+/// How far a client's frames have been read.
+#[derive(Debug)]
+pub struct Frames {
+    heads: Heads,
     continuations: u32,
     resets: Budget,
     control: Budget,
@@ -56,9 +124,7 @@ pub struct Frames {
 impl Frames {
     pub fn new(resets_per_second: u32, now: Instant) -> Frames {
         Frames {
-            skip: PREFACE_BYTES,
-            head: [0; FRAME_HEAD_BYTES],
-            head_bytes: 0,
+            heads: Heads::behind(PREFACE_BYTES),
             continuations: 0,
             resets: Budget::new(resets_per_second, now),
             control: Budget::new(CONTROL_PER_SECOND, now),
@@ -67,41 +133,97 @@ impl Frames {
     }
 
     /// Reads on. The clock is asked only for frames that are counted.
-    pub fn accept(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> Result<(), Flood> {
-        while !bytes.is_empty() {
-            let skipped = self.skip.min(bytes.len());
-            self.skip -= skipped;
-            bytes = &bytes[skipped..];
-            let taken = (FRAME_HEAD_BYTES - self.head_bytes).min(bytes.len());
-            self.head[self.head_bytes..self.head_bytes + taken].copy_from_slice(&bytes[..taken]);
-            self.head_bytes += taken;
-            bytes = &bytes[taken..];
-            if self.head_bytes == FRAME_HEAD_BYTES {
-                self.head_bytes = 0;
-                self.frame(&now)?;
+    pub fn accept(
+        &mut self,
+        mut bytes: &[u8],
+        now: impl Fn() -> Instant,
+        mut streams: Option<&mut Streams>,
+    ) -> Result<(), Flood> {
+        while let Some(head) = self.heads.next(&mut bytes) {
+            self.frame(head, &now)?;
+            if let Some(streams) = streams.as_deref_mut() {
+                match head.kind {
+                    HEADERS => streams.opened(head.stream)?,
+                    RST_STREAM => streams.ended(head.stream),
+                    _ => {}
+                }
             }
         }
         Ok(())
     }
 
-    /// RFC 9113 section 4.1.
-    fn frame(&mut self, now: impl Fn() -> Instant) -> Result<(), Flood> {
-        const END_STREAM: u8 = 1;
-        let [a, b, c, kind, flags, ..] = self.head;
-        self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-        let is_continuation = kind == 9;
-        self.continuations = match is_continuation {
+    fn frame(&mut self, head: Head, now: impl Fn() -> Instant) -> Result<(), Flood> {
+        self.continuations = match head.kind == CONTINUATION {
             true => self.continuations + 1,
             false => 0,
         };
-        match kind {
-            0 if self.skip > 0 || flags & END_STREAM != 0 => Ok(()),
-            1 => Ok(()),
-            3 => self.resets.take(now()).ok_or(Flood::Resets),
-            8 => self.window_updates.take(now()).ok_or(Flood::WindowUpdates),
-            9 if self.continuations > CONTINUATIONS_MAX => Err(Flood::Continuations),
-            9 if self.skip > 0 => Ok(()),
+        match head.kind {
+            DATA if head.payload_bytes > 0 || head.flags & END_STREAM != 0 => Ok(()),
+            HEADERS => Ok(()),
+            RST_STREAM => self.resets.take(now()).ok_or(Flood::Resets),
+            WINDOW_UPDATE => self.window_updates.take(now()).ok_or(Flood::WindowUpdates),
+            CONTINUATION if self.continuations > CONTINUATIONS_MAX => Err(Flood::Continuations),
+            CONTINUATION if head.payload_bytes > 0 => Ok(()),
             _ => self.control.take(now()).ok_or(Flood::Control),
+        }
+    }
+}
+
+/// The streams of a connection, each from its first frame to the last of its answer, or a reset: so
+/// long the library holds what has not been sent of it, though whoever made the answer is done.
+#[derive(Debug)]
+pub struct Streams {
+    open: HashSet<u32>,
+    /// Clients number their streams upwards (RFC 9113 section 5.1.1).
+    newest: u32,
+    open_max: usize,
+    answers: Heads,
+    requests: Requests,
+}
+
+impl Streams {
+    pub fn new(streams_max: u32, requests: Requests) -> Streams {
+        Streams {
+            open: HashSet::new(),
+            newest: 0,
+            open_max: streams_max as usize + STREAMS_REFUSED_MAX,
+            answers: Heads::behind(0),
+            requests,
+        }
+    }
+
+    /// Reads what is sent to the client.
+    pub fn sent(&mut self, mut bytes: &[u8]) {
+        while let Some(head) = self.answers.next(&mut bytes) {
+            match head.kind {
+                DATA | HEADERS if head.flags & END_STREAM != 0 => self.ended(head.stream),
+                RST_STREAM => self.ended(head.stream),
+                _ => {}
+            }
+        }
+    }
+
+    pub fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// A header block: a request's, unless the stream is known, or was.
+    fn opened(&mut self, stream: u32) -> Result<(), Flood> {
+        if stream <= self.newest {
+            return Ok(());
+        }
+        self.newest = stream;
+        if self.open.len() >= self.open_max {
+            return Err(Flood::Streams);
+        }
+        self.open.insert(stream);
+        self.requests.add();
+        Ok(())
+    }
+
+    fn ended(&mut self, stream: u32) {
+        if self.open.remove(&stream) {
+            self.requests.remove();
         }
     }
 }
@@ -142,6 +264,7 @@ mod tests {
     use std::cell::Cell;
     use std::time::Duration;
 
+    use super::super::caps::ClientCaps;
     use super::*;
 
     fn frame(kind: u8, flags: u8, payload: usize) -> Vec<u8> {
@@ -160,7 +283,7 @@ mod tests {
         let mut frames = Frames::new(10, now);
         bytes
             .chunks(piece)
-            .try_for_each(|piece| frames.accept(piece, || now))
+            .try_for_each(|piece| frames.accept(piece, || now, None))
     }
 
     #[test]
@@ -207,14 +330,65 @@ mod tests {
         let passed = Cell::new(Duration::ZERO);
         let mut frames = Frames::new(10, start);
         let now = || start + passed.get();
-        frames.accept(&preface(), now).unwrap();
+        frames.accept(&preface(), now, None).unwrap();
         for _ in 0..20 {
-            frames.accept(&frame(3, 0, 4).repeat(10), now).unwrap();
+            frames
+                .accept(&frame(3, 0, 4).repeat(10), now, None)
+                .unwrap();
             passed.set(passed.get() + Duration::from_secs(1));
         }
         assert_eq!(
-            frames.accept(&frame(3, 0, 4).repeat(12), now),
+            frames.accept(&frame(3, 0, 4).repeat(12), now, None),
             Err(Flood::Resets)
         );
+    }
+
+    fn of_stream(stream: u32, mut frame: Vec<u8>) -> Vec<u8> {
+        frame[5..9].copy_from_slice(&stream.to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn a_stream_is_open_until_its_answer_has_left() {
+        let caps = ClientCaps::new(1, 1);
+        let now = Instant::now();
+        for piece in [1, 5, 1000] {
+            let mut frames = Frames::new(100, now);
+            let mut streams = Streams::new(10, caps.requests(None));
+            let mut come = |streams: &mut Streams, bytes: Vec<u8>| {
+                bytes
+                    .chunks(piece)
+                    .try_for_each(|piece| frames.accept(piece, || now, Some(&mut *streams)))
+            };
+            let go = |streams: &mut Streams, bytes: Vec<u8>| {
+                bytes.chunks(piece).for_each(|piece| streams.sent(piece));
+            };
+            come(&mut streams, preface()).unwrap();
+            for stream in [1, 3, 5, 7] {
+                come(&mut streams, of_stream(stream, frame(1, 4, 20))).unwrap();
+            }
+            assert_eq!(streams.open.len(), 4);
+            // Trailers open nothing.
+            come(&mut streams, of_stream(3, frame(1, 5, 20))).unwrap();
+            go(&mut streams, frame(4, 0, 12));
+            go(&mut streams, of_stream(1, frame(1, 4, 30)));
+            go(&mut streams, of_stream(1, frame(0, 0, 300)));
+            assert_eq!(streams.open.len(), 4);
+            go(&mut streams, of_stream(1, frame(0, 1, 300)));
+            go(&mut streams, of_stream(3, frame(1, 5, 30)));
+            go(&mut streams, of_stream(5, frame(3, 0, 4)));
+            assert_eq!(streams.open.len(), 1);
+            // What has ended can't end once more, or begin again.
+            go(&mut streams, of_stream(5, frame(3, 0, 4)));
+            come(&mut streams, of_stream(5, frame(3, 0, 4))).unwrap();
+            come(&mut streams, of_stream(5, frame(1, 5, 20))).unwrap();
+            assert_eq!(streams.open.len(), 1);
+            come(&mut streams, of_stream(7, frame(3, 0, 4))).unwrap();
+            assert!(streams.open.is_empty());
+            // No more are remembered than can be refused.
+            let open = (0..200)
+                .try_for_each(|n| come(&mut streams, of_stream(101 + 2 * n, frame(1, 4, 20))));
+            assert_eq!(open, Err(Flood::Streams));
+        }
     }
 }

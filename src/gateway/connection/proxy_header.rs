@@ -12,12 +12,19 @@ const V2_SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Addresses and extensions of version 2. The format allows 64 KiB; real ones have a few hundred bytes.
 const V2_BYTES_MAX: usize = 4096;
 
-/// Reads the header and not a byte more. `None` where it says that the connection is the load
-/// balancer's own, or of a kind that has no address.
+/// What a load balancer says of whom it speaks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proxied {
+    Client(SocketAddr),
+    /// The connection is its own, or of a kind that has no address.
+    Unknown,
+}
+
+/// Reads the header and not a byte more.
 ///
 /// # Errors
 /// Of the stream; `InvalidData` for anything that is not such a header.
-pub async fn read(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
+pub async fn read(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Proxied> {
     let mut begin = [0; V2_SIGNATURE.len()];
     io.read_exact(&mut begin).await?;
     if begin == V2_SIGNATURE {
@@ -38,7 +45,7 @@ pub async fn read(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Socket
     parse_v1(text).ok_or_else(invalid)
 }
 
-async fn read_v2(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
+async fn read_v2(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Proxied> {
     let mut head = [0; 4];
     io.read_exact(&mut head).await?;
     let [command, family, high, low] = head;
@@ -50,8 +57,8 @@ async fn read_v2(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketA
     io.read_exact(&mut payload).await?;
     match (command, family) {
         // LOCAL: the addresses mean nothing.
-        (0x20, _) => Ok(None),
-        (0x21, 0x00) => Ok(None),
+        (0x20, _) => Ok(Proxied::Unknown),
+        (0x21, 0x00) => Ok(Proxied::Unknown),
         (0x21, 0x11) => {
             let [a, b, c, d, _, _, _, _, high, low, ..] = payload[..] else {
                 return Err(invalid());
@@ -70,15 +77,15 @@ async fn read_v2(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketA
     }
 }
 
-fn address(ip: IpAddr, port: u16, is_whole: bool) -> io::Result<Option<SocketAddr>> {
+fn address(ip: IpAddr, port: u16, is_whole: bool) -> io::Result<Proxied> {
     if !is_whole {
         return Err(invalid());
     }
-    Ok(Some(SocketAddr::new(ip, port)))
+    Ok(Proxied::Client(SocketAddr::new(ip, port)))
 }
 
-/// `PROXY TCP4 192.0.2.1 198.51.100.1 56324 443`; the outer option is none for a malformed line.
-fn parse_v1(line: &str) -> Option<Option<SocketAddr>> {
+/// `PROXY TCP4 192.0.2.1 198.51.100.1 56324 443`; none for a malformed line.
+fn parse_v1(line: &str) -> Option<Proxied> {
     let mut words = line.split(' ');
     if words.next() != Some("PROXY") {
         return None;
@@ -86,7 +93,7 @@ fn parse_v1(line: &str) -> Option<Option<SocketAddr>> {
     let family = words.next()?;
     if family == "UNKNOWN" {
         // Whatever follows is to be ignored.
-        return Some(None);
+        return Some(Proxied::Unknown);
     }
     let (source, destination) = (words.next()?, words.next()?);
     let (port, other) = (port(words.next()?)?, port(words.next()?));
@@ -104,7 +111,7 @@ fn parse_v1(line: &str) -> Option<Option<SocketAddr>> {
         }
         _ => return None,
     };
-    Some(Some(SocketAddr::new(ip, port)))
+    Some(Proxied::Client(SocketAddr::new(ip, port)))
 }
 
 fn port(text: &str) -> Option<u16> {
@@ -123,7 +130,7 @@ mod tests {
     use super::*;
 
     /// The address, and what is left behind the header.
-    fn parse(bytes: &[u8]) -> io::Result<(Option<SocketAddr>, usize)> {
+    fn parse(bytes: &[u8]) -> io::Result<(Proxied, usize)> {
         let mut rest = bytes;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
@@ -166,7 +173,9 @@ mod tests {
             (&v2(0x20, 0x11, &v4), None),
             (&v2(0x21, 0x00, &[1, 2, 3]), None),
         ] {
-            let expected = expected.map(|text| text.parse().unwrap());
+            let expected = expected.map_or(Proxied::Unknown, |text| {
+                Proxied::Client(text.parse().unwrap())
+            });
             let followed = [bytes, b"GET /"].concat();
             assert_eq!(
                 parse(&followed).unwrap(),

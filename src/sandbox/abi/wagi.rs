@@ -7,5 +7,5 @@
 mod environment;
 mod head;
 
-pub use environment::{ARGS_BYTES_MAX, ENV_BYTES_MAX, args_and_env};
+pub use environment::{ARGS_BYTES_MAX, ENV_BYTES_MAX, args_and_env, is_given};
 pub use head::{HEAD_BYTES_MAX, HEAD_LINES_MAX, Head, HeadError, HeadParser};

@@ -1,6 +1,7 @@
 use std::path::Path;
 
-use super::super::{CertificateFiles, ClientCertificateMode};
+use super::super::source::tests::{Made, made};
+use super::super::{CertificateFiles, ClientCertificateMode, TlsFiles};
 use super::*;
 
 /// Makes a certificate of its own authority at these paths.
@@ -92,4 +93,28 @@ fn authorities_must_be_certificates() {
         error.to_string().contains("holds no certificate"),
         "{error}"
     );
+}
+
+#[test]
+fn a_source_of_another_kind_is_watched_as_files_are() {
+    let one = || vec![made(&["a.test"], &rcgen::PKCS_ECDSA_P256_SHA256)];
+    let source = Arc::new(Made::new(one()));
+    let tls = Tls {
+        source: Arc::clone(&source) as Arc<_>,
+        clients: None,
+    };
+    let terminator = Terminator::new("test-source".into(), tls).unwrap();
+    let mut watched = Watched::new(Arc::new(terminator));
+    let first = set(&watched);
+    watched.look();
+    watched.look();
+    assert!(Arc::ptr_eq(&set(&watched), &first), "nothing has changed");
+    source.change(Vec::new());
+    watched.look();
+    watched.look();
+    assert!(Arc::ptr_eq(&set(&watched), &first), "nothing is no change");
+    source.change(one());
+    watched.look();
+    watched.look();
+    assert!(!Arc::ptr_eq(&set(&watched), &first));
 }

@@ -40,6 +40,11 @@ const HEADERS_WITHHELD: [&str; 14] = [
     "upgrade",
 ];
 
+/// Whether guests get a header of this name in any variable.
+pub fn is_given(name: &HeaderName) -> bool {
+    is_passed(name) || *name == header::CONTENT_TYPE || *name == header::CONTENT_LENGTH
+}
+
 /// `argv` and the environment of RFC 3875 section 4.1.
 ///
 /// `argv` is SCRIPT_NAME (`/` if that is empty) and then the query string's parts between `&`, as
