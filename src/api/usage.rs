@@ -124,6 +124,15 @@ async fn sums(api: &Api, whose: Whose, uri: &Uri) -> Result<Response, Problem> {
 
 async fn executions(api: &Api, whose: Whose, uri: &Uri) -> Result<Response, Problem> {
     let query = Query::parse(uri.query())?;
+    for name in ["key_id", "sha256_hash"] {
+        // To look for the few that match would take reading all of them.
+        if query.value(name)?.is_some() {
+            return Err(Failure::bad_request(format!(
+                "`{name}` is for sums only; executions have it, so pick them out of the list"
+            ))
+            .into());
+        }
+    }
     let filter = filter(&query, whose)?;
     let before = match query.value("before")? {
         Some(value) => Some(uuid("before", value)?),

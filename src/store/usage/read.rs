@@ -34,8 +34,8 @@ pub struct GroupBy {
     pub status: bool,
 }
 
-/// A sum. What it is not split by is `None`, as are an anonymous user and key, and a module that there was
-/// not.
+/// A sum. What it is not split by is `None`, as are an anonymous user and key, and a module that came with its
+/// request, or that there was not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Total {
     pub day: Option<NaiveDate>,

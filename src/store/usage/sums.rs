@@ -42,6 +42,14 @@ pub(super) struct Sums {
     pub modules: BTreeMap<Uuid, Count>,
 }
 
+/// The module that an execution is summed under. One that came with its request has no sum of its own: who sends
+/// another with each request would fill the table, which is kept for long.
+fn kept_module(execution: &Execution) -> Vec<u8> {
+    let is_kept = execution.module_id.is_some() || execution.route.is_some();
+    let module = execution.module.filter(|_| is_kept);
+    module.map_or_else(Vec::new, |module| module.0.to_vec())
+}
+
 impl Sums {
     pub(super) fn of<'a>(executions: impl Iterator<Item = &'a Execution>) -> Sums {
         let mut sums = Sums::default();
@@ -57,9 +65,7 @@ impl Sums {
             user_id: caller.map_or(Uuid::nil(), |caller| caller.user_id),
             day: execution.at.date_naive(),
             key_id: caller.map_or(Uuid::nil(), |caller| caller.key_id),
-            module: execution
-                .module
-                .map_or_else(Vec::new, |module| module.0.to_vec()),
+            module: kept_module(execution),
             status: execution.status,
         };
         let sum = self.days.entry(group).or_default();

@@ -31,7 +31,7 @@ fn execution(number: u128, at: DateTime<Utc>) -> Execution {
         }),
         module: Some(ModuleHash([7; 32])),
         module_id: None,
-        route: None,
+        route: Some("route".into()),
         status: Status::Success,
         wall_us: 10,
         cpu_us: 9,
@@ -187,6 +187,21 @@ async fn sums_are_split_as_they_are_asked_for(database: Database) {
             ..execution(6, second)
         },
     ];
+    // Modules that came with their requests are summed together, however many there are.
+    let brought: Vec<_> = (0..50)
+        .map(|n| Execution {
+            route: None,
+            module: Some(ModuleHash([n; 32])),
+            caller: Some(Caller {
+                user_id: Uuid::from_u128(77),
+                key_id: Uuid::from_u128(78),
+            }),
+            ..execution(1000 + u128::from(n), noon("2025-01-01"))
+        })
+        .collect();
+    store.usage_write(&brought).await.unwrap();
+    assert_eq!(database.count("SELECT COUNT(*) FROM usage_daily").await, 1);
+    database.sql("DELETE FROM usage_daily").await;
     store.usage_write(&rows).await.unwrap();
     let all = totals(&store, &everything(), GroupBy::default()).await;
     let expected = Total {
