@@ -14,14 +14,14 @@ Usage: scripts/rollback.sh --program FILE --pid PID [--admin URL] [--timeout SEC
               install) and has the running gateway PID start it (SIGUSR2). If the old version does not come up within
               SECONDS (120), the files are swapped back and the gateway that runs goes on.
 --compose     starts the gateways with the image of VERSION, and waits until they are healthy
---kubernetes  kubectl rollout undo of the Deployment (wasm-wizard), and waits
+--kubernetes  kubectl rollout undo of the Deployment (gateway), and waits
 
 A version works with the database of the next one, so the schema stays as it is. For data, see scripts/restore.sh. Run
 twice, --program goes forward again; the others change nothing the second time, or go back once more (Kubernetes).
 TXT
 }
 
-program='' pid='' admin=http://127.0.0.1:9091 timeout=120 compose='' version='' namespace='' deployment=wasm-wizard
+program='' pid='' admin=http://127.0.0.1:9091 timeout=120 compose='' version='' namespace='' deployment=gateway
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help) usage; exit 0 ;;

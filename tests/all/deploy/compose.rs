@@ -68,14 +68,16 @@ fn no_service_can_do_more_than_it_must() {
             "{}",
             at("can't be scaled")
         );
-        // The one that gives volumes away has no network and ends at once.
+        // The one that gives volumes away has no network and ends at once; the one that backs up reads what
+        // belongs to others, and has no way out.
         let is_root = service["user"]
             .as_str()
-            .is_none_or(|user| user.starts_with("0"));
-        assert_eq!(is_root, name == "prepare", "{}", at("root"));
+            .is_none_or(|user| user.starts_with('0'));
+        let may_be = ["prepare", "backup"].contains(&name.as_str());
+        assert_eq!(is_root, may_be, "{}", at("root"));
         assert_eq!(
             !service["cap_add"].is_null(),
-            name == "prepare",
+            may_be,
             "{}",
             at("capabilities")
         );
@@ -264,4 +266,60 @@ fn they_start_in_the_order_of_their_health() {
         grace > shutdown_grace().as_secs(),
         "it would be killed while it drains"
     );
+}
+
+/// Services that configurations of monitoring name, with a port that is open inside.
+#[test]
+fn what_is_watched_is_there() {
+    let all = resolved(&[]);
+    let services = &all["services"];
+    let answers = |host: &str, port: &str| {
+        let exposed = texts(&services[host]["expose"]).contains(&port);
+        exposed || (host == "gateway" && ports().iter().any(|open| open.to_string() == port))
+    };
+    let read = |path: &str| -> Value {
+        let text = std::fs::read_to_string(root().join(path)).unwrap();
+        serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+    };
+    let prometheus = read("monitoring/prometheus/prometheus.yml");
+    let mut targets = Vec::new();
+    for job in prometheus["scrape_configs"].as_array().unwrap() {
+        for found in job["static_configs"].as_array().into_iter().flatten() {
+            targets.extend(texts(&found["targets"]).into_iter().map(str::to_owned));
+        }
+        for found in job["dns_sd_configs"].as_array().into_iter().flatten() {
+            let names = texts(&found["names"]);
+            targets.extend(names.iter().map(|name| format!("{name}:{}", found["port"])));
+        }
+    }
+    for found in prometheus["alerting"]["alertmanagers"].as_array().unwrap() {
+        for found in found["static_configs"].as_array().unwrap() {
+            targets.extend(texts(&found["targets"]).into_iter().map(str::to_owned));
+        }
+    }
+    let sources = read("monitoring/grafana/provisioning/datasources/prometheus.yml");
+    for source in sources["datasources"].as_array().unwrap() {
+        let url = source["url"].as_str().unwrap();
+        targets.push(url.strip_prefix("http://").unwrap().to_owned());
+    }
+    assert!(targets.len() >= 6, "{targets:?}");
+    for target in targets {
+        let (host, port) = target.split_once(':').unwrap();
+        assert!(
+            host == "localhost" || answers(host, port),
+            "nothing answers at {target}"
+        );
+    }
+    let alertmanager =
+        std::fs::read_to_string(root().join("monitoring/alertmanager/alertmanager.yml"));
+    for (_, rest) in alertmanager
+        .unwrap()
+        .lines()
+        .filter_map(|line| line.split_once("/run/secrets/"))
+    {
+        assert!(
+            secrets(&services["alertmanager"]).contains(&rest.trim().to_owned()),
+            "{rest}"
+        );
+    }
 }

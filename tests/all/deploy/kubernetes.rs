@@ -280,10 +280,19 @@ fn pods_mount_what_there_is() {
             }
             assert_eq!(mounted, known, "{at}");
             for volume in volumes {
-                if let Some(secret) = volume["secret"]["secretName"].as_str() {
+                let projected = volume["projected"]["sources"]
+                    .as_array()
+                    .into_iter()
+                    .flatten();
+                let projected = projected.map(|s| (&s["secret"]["name"], &s["secret"]["items"]));
+                let plain = (&volume["secret"]["secretName"], &volume["secret"]["items"]);
+                for (secret, items) in projected.chain([plain]) {
+                    let Some(secret) = secret.as_str() else {
+                        continue;
+                    };
                     let found = template.iter().find(|object| name(object) == secret);
                     let found = found.unwrap_or_else(|| panic!("{at}: {secret}"));
-                    for item in volume["secret"]["items"].as_array().into_iter().flatten() {
+                    for item in items.as_array().into_iter().flatten() {
                         let key = item["key"].as_str().unwrap();
                         assert!(
                             found["stringData"][key].is_string(),
