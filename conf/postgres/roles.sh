@@ -31,3 +31,10 @@ SELECT 'CREATE ROLE monitoring LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE IN ROLE
 ALTER ROLE monitoring PASSWORD :'exporter_password';
 GRANT CONNECT ON DATABASE wasm_wizard TO monitoring;
 SQL
+
+# Base backups come over the network, from where the file that initdb made lets nobody replicate. Read at the next start, which
+# the image does when this has ended.
+access=${PGDATA:-}/pg_hba.conf
+if [ -f "$access" ] && ! grep -q '^host replication postgres ' "$access"; then
+  echo 'host replication postgres all scram-sha-256' >> "$access"
+fi
