@@ -28,6 +28,7 @@ pub mod code {
     pub const UNAUTHORIZED: &str = "unauthorized";
     pub const TIER_TOO_LOW: &str = "tier_too_low";
     pub const FORBIDDEN: &str = "forbidden";
+    pub const INSUFFICIENT_SCOPE: &str = "insufficient_scope";
     pub const NOT_FOUND: &str = "not_found";
     pub const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
     pub const CONFLICT: &str = "conflict";
@@ -80,6 +81,7 @@ pub mod code {
         UNAUTHORIZED,
         TIER_TOO_LOW,
         FORBIDDEN,
+        INSUFFICIENT_SCOPE,
         NOT_FOUND,
         METHOD_NOT_ALLOWED,
         CONFLICT,
@@ -157,6 +159,15 @@ impl Failure {
 
     pub fn forbidden(message: impl Into<Cow<'static, str>>) -> Failure {
         Failure::new(StatusCode::FORBIDDEN, code::FORBIDDEN, message)
+    }
+
+    /// The caller's key is not for this (RFC 6750 §3.1); `scope` is what it lacks.
+    pub fn insufficient_scope(scope: &str) -> Failure {
+        Failure::new(
+            StatusCode::FORBIDDEN,
+            code::INSUFFICIENT_SCOPE,
+            format!("this key lacks the scope `{scope}`"),
+        )
     }
 
     pub fn not_found(message: impl Into<Cow<'static, str>>) -> Failure {

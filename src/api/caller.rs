@@ -11,7 +11,7 @@ use super::problem::Problem;
 use crate::auth::{KeyPrincipal, Principal};
 use crate::failure::Failure;
 
-/// A caller with a valid key; anyone else gets a 401 before the body is read.
+/// A caller with a valid key. What else the endpoint asks for was checked before.
 pub(super) struct Authenticated {
     pub(super) principal: Arc<KeyPrincipal>,
     pub(super) request_id: String,

@@ -16,6 +16,7 @@ use super::body::{self, Bound, ContentType};
 use super::caller::{Authenticated, PathId};
 use super::problem::Problem;
 use super::values;
+use crate::auth::{KeyPrincipal, Scopes};
 use crate::failure::{Failure, code};
 use crate::limits::Tier;
 use crate::store::keys::{Key, NewKeyRow};
@@ -46,6 +47,7 @@ struct NewKeyRequest {
     /// RFC 3339.
     expires_at: Option<String>,
     tier: Option<Tier>,
+    scopes: Option<Scopes>,
 }
 
 /// A key just made. The only answer that ever holds a secret.
@@ -56,6 +58,7 @@ struct Created {
     name: String,
     prefix: String,
     tier: Tier,
+    scopes: Scopes,
     created_at: String,
     expires_at: Option<String>,
 }
@@ -66,6 +69,7 @@ struct Listed {
     name: String,
     prefix: String,
     tier: Tier,
+    scopes: Scopes,
     created_at: String,
     expires_at: Option<String>,
     revoked_at: Option<String>,
@@ -82,7 +86,26 @@ struct List {
 struct Wanted {
     name: String,
     tier: Tier,
+    scopes: Scopes,
     expires_at: Option<DateTime<Utc>>,
+}
+
+/// What a key that is made may have at most: what its maker has.
+#[derive(Debug, Clone, Copy)]
+struct Ceiling {
+    tier: Tier,
+    scopes: Scopes,
+    expires_at: Option<DateTime<Utc>>,
+}
+
+impl Ceiling {
+    fn of(maker: &KeyPrincipal) -> Ceiling {
+        Ceiling {
+            tier: maker.tier,
+            scopes: maker.scopes,
+            expires_at: maker.expires_at,
+        }
+    }
 }
 
 pub(super) async fn create(
@@ -92,12 +115,8 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let user_id = caller.principal.user_id;
     let now = Utc::now();
-    let wanted = wanted(
-        read_request(request).await?,
-        caller.principal.tier,
-        caller.principal.expires_at,
-        now,
-    )?;
+    let ceiling = Ceiling::of(&caller.principal);
+    let wanted = wanted(read_request(request).await?, ceiling, now)?;
     let new = api.state.auth.new_key()?;
     let row = NewKeyRow {
         user_id,
@@ -105,6 +124,7 @@ pub(super) async fn create(
         prefix: &new.prefix,
         hash: new.hash,
         tier: wanted.tier,
+        scopes: wanted.scopes,
         expires_at: wanted.expires_at,
     };
     let counted = tokio::time::timeout(TURN_TIMEOUT, api.state.key_creation.lock())
@@ -131,6 +151,7 @@ pub(super) async fn create(
         name: key.name,
         prefix: key.prefix,
         tier: key.tier,
+        scopes: key.scopes,
         created_at: values::timestamp(key.created_at),
         expires_at: key.expires_at.map(values::timestamp),
     };
@@ -208,23 +229,25 @@ fn parse(bytes: &[u8]) -> Result<NewKeyRequest, Failure> {
     })
 }
 
-fn wanted(
-    request: NewKeyRequest,
-    own_tier: Tier,
-    own_expiry: Option<DateTime<Utc>>,
-    now: DateTime<Utc>,
-) -> Result<Wanted, Failure> {
+fn wanted(request: NewKeyRequest, ceiling: Ceiling, now: DateTime<Utc>) -> Result<Wanted, Failure> {
     let name = request.name.as_deref().unwrap_or(NAME_DEFAULT);
     let name = values::name("name", name.as_bytes(), NAME_BYTES_MAX)?.to_owned();
-    let tier = request.tier.unwrap_or(own_tier);
-    if tier > own_tier {
+    let tier = request.tier.unwrap_or(ceiling.tier);
+    if tier > ceiling.tier {
         return Err(Failure::tier_too_low(
             "a key can't have a higher tier than the key that makes it",
         ));
     }
+    let scopes = request.scopes.unwrap_or(ceiling.scopes);
+    if scopes.is_empty() {
+        return Err(Failure::bad_request("`scopes` must name at least one"));
+    }
+    if let Some(lacking) = scopes.iter().find(|&scope| !ceiling.scopes.has(scope)) {
+        return Err(Failure::insufficient_scope(lacking.as_str()));
+    }
     let asked = expiry(request.expires_in_days, request.expires_at.as_deref(), now)?;
     // A key that ends can't leave one behind that does not: it would outlive its own theft.
-    let expires_at = match (asked, own_expiry) {
+    let expires_at = match (asked, ceiling.expires_at) {
         (Some(asked), Some(own)) if asked > own => {
             return Err(Failure::bad_request(
                 "a key can't outlive the key that makes it; ask for an earlier end",
@@ -235,6 +258,7 @@ fn wanted(
     Ok(Wanted {
         name,
         tier,
+        scopes,
         expires_at,
     })
 }
@@ -293,6 +317,7 @@ impl From<Key> for Listed {
             name: key.name,
             prefix: key.prefix,
             tier: key.tier,
+            scopes: key.scopes,
             created_at: values::timestamp(key.created_at),
             expires_at: key.expires_at.map(values::timestamp),
             revoked_at: key.revoked_at.map(values::timestamp),
@@ -311,9 +336,18 @@ mod tests {
         NOW.parse().unwrap()
     }
 
+    fn scopes() -> Scopes {
+        "execute keys".parse().unwrap()
+    }
+
     fn asked(json: &str, own_tier: Tier) -> Result<Wanted, (u16, &'static str, String)> {
+        let ceiling = Ceiling {
+            tier: own_tier,
+            scopes: scopes(),
+            expires_at: None,
+        };
         parse(json.as_bytes())
-            .and_then(|request| wanted(request, own_tier, None, now()))
+            .and_then(|request| wanted(request, ceiling, now()))
             .map_err(|failure| {
                 (
                     failure.status.as_u16(),
@@ -330,6 +364,7 @@ mod tests {
             name: name.into(),
             prefix: "ww_".into(),
             tier: Tier::Free,
+            scopes: scopes(),
             created_at: now(),
             expires_at: expires_at.map(|at| at.parse().unwrap()),
             revoked_at: revoked_at.map(|at| at.parse().unwrap()),
@@ -345,6 +380,7 @@ mod tests {
             Wanted {
                 name: NAME_DEFAULT.into(),
                 tier: Tier::Pro,
+                scopes: scopes(),
                 expires_at: None
             }
         );
@@ -366,6 +402,38 @@ mod tests {
             asked(r#"{"tier":"gold"}"#, Tier::Pro).unwrap_err().1,
             "malformed_json"
         );
+    }
+
+    #[test]
+    fn scopes_may_be_fewer_but_not_others() {
+        let scopes = |json: &str| asked(json, Tier::Free).map(|wanted| wanted.scopes.to_string());
+        assert_eq!(scopes(r#"{"scopes":["keys"]}"#), Ok("keys".to_owned()));
+        for more in [r#"["admin"]"#, r#"["execute","keys","modules:read"]"#] {
+            let (status, code, message) = scopes(&format!("{{\"scopes\":{more}}}")).unwrap_err();
+            assert_eq!((status, code), (403, "insufficient_scope"), "{message}");
+        }
+        assert_eq!(scopes(r#"{"scopes":[]}"#).unwrap_err().0, 400);
+        for bad in [r#"{"scopes":["root"]}"#, r#"{"scopes":"keys"}"#] {
+            assert_eq!(scopes(bad).unwrap_err().1, "malformed_json", "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_ends_makes_none_that_lasts_longer() {
+        let own: DateTime<Utc> = "2025-06-11T00:00:00Z".parse().unwrap();
+        let ceiling = Ceiling {
+            tier: Tier::Free,
+            scopes: scopes(),
+            expires_at: Some(own),
+        };
+        let expiry = |json: &str| {
+            wanted(parse(json.as_bytes()).unwrap(), ceiling, now()).map(|wanted| wanted.expires_at)
+        };
+        assert_eq!(expiry("{}"), Ok(Some(own)));
+        assert_eq!(expiry(r#"{"expires_in_days":10}"#), Ok(Some(own)));
+        let sooner = expiry(r#"{"expires_in_days":9}"#).unwrap().unwrap();
+        assert!(sooner < own);
+        assert_eq!(expiry(r#"{"expires_in_days":11}"#).unwrap_err().status, 400);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! [`Failure`], which the gateway writes out.
 
 mod accept;
+mod access;
 mod body;
 mod caller;
 mod execute;
@@ -30,7 +31,6 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing;
 use tokio::sync::Mutex;
 
 use crate::auth::{Authenticator, Principal};
@@ -41,6 +41,7 @@ use crate::sandbox::{GuestLimits, Sandbox};
 use crate::store::Store;
 use crate::usage::Recorder;
 
+pub use access::{Asks, ENDPOINTS, Endpoint};
 pub use body::BodyError;
 
 /// Settings of the control plane.
@@ -89,32 +90,7 @@ struct Api {
 /// failed: its 422 has a JSON body of its own.
 pub fn router(state: State) -> axum::Router {
     let api = Arc::new(Api { state });
-    let resources = axum::Router::new()
-        .route("/api/wasm/execute", routing::post(execute::execute))
-        .route("/api/execute", routing::post(execute::execute))
-        .route("/api/wasm/upload", routing::post(modules::upload))
-        .route("/api/wasm/modules", routing::get(modules::list))
-        .route(
-            "/api/wasm/modules/{id}",
-            routing::get(modules::get).delete(modules::delete),
-        )
-        .route(
-            "/api/wasm/modules/{id}/execute",
-            routing::post(modules::execute),
-        )
-        .route(
-            "/api/auth/keys",
-            routing::get(keys::list).post(keys::create),
-        )
-        .route("/api/auth/keys/{id}", routing::delete(keys::revoke))
-        .route("/api/usage", routing::get(usage::own))
-        .route("/api/usage/executions", routing::get(usage::own_executions))
-        .route("/api/admin/usage", routing::get(usage::all))
-        .route(
-            "/api/admin/usage/executions",
-            routing::get(usage::all_executions),
-        )
-        .with_state(api);
+    let resources = access::router().with_state(api);
     // As a fallback service, the resources' own 404 and 405 answers pass through `finish` too.
     axum::Router::new()
         .fallback_service(resources)

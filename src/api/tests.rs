@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::*;
-use crate::auth::{KeyPrincipal, Role, Salt};
+use crate::auth::{KeyPrincipal, Role, Salt, Scopes};
 use crate::limits::Tier;
 use crate::sandbox::{self, CompileSettings, ModuleHash};
 use crate::store::modules::NewModule;
@@ -123,6 +123,7 @@ impl World {
             user_id: user.id,
             role: Role::User,
             tier,
+            scopes: Scopes::of_role(Role::User),
             expires_at: None,
         }
     }

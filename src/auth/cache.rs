@@ -10,7 +10,7 @@ use moka::sync::Cache as Moka;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use super::{KeyPrincipal, Settings};
+use super::{KeyPrincipal, Role, Scope, Settings};
 use crate::store::keys::KeyForAuth;
 
 /// HMAC-SHA-256 of a key under the salt. Nobody without the salt can choose one, so looking it up
@@ -204,11 +204,17 @@ impl Index {
 
 impl Entry {
     fn new(hash: Hash, found: &KeyForAuth, now: DateTime<Utc>) -> Entry {
+        let scopes = found.key.scopes;
         let principal = KeyPrincipal {
             key_id: found.key.id,
             user_id: found.key.user_id,
-            role: found.role,
+            role: if scopes.has(Scope::Admin) {
+                found.role
+            } else {
+                Role::User
+            },
             tier: found.key.tier,
+            scopes,
             expires_at: found.key.expires_at,
         };
         Entry {
@@ -252,7 +258,7 @@ fn delta(duration: Duration) -> TimeDelta {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{Role, Salt};
+    use crate::auth::{Salt, Scopes};
     use crate::limits::Tier;
     use crate::store::keys::Key;
 
@@ -273,6 +279,7 @@ mod tests {
             name: String::new(),
             prefix: String::new(),
             tier: Tier::Free,
+            scopes: Scopes::of_role(Role::User),
             created_at: at(0),
             expires_at: None,
             revoked_at: None,

@@ -23,7 +23,7 @@ use loads::Loads;
 use outage::Outage;
 use uses::Uses;
 
-pub use crate::account::Role;
+pub use crate::account::{Role, Scope, Scopes};
 pub use first_admin::{FIRST_ADMIN_EMAIL, FirstAdminError, first_admin};
 pub use key::{
     KEY_BYTES, KEY_MARK, NewKey, NoRandomness, PREFIX_BYTES, SALT_BYTES_MIN, Salt, SaltTooShort,
@@ -63,8 +63,10 @@ pub enum Principal {
 pub struct KeyPrincipal {
     pub key_id: Uuid,
     pub user_id: Uuid,
+    /// What the key acts in: its user's role, or `user` where the key lacks the scope `admin`.
     pub role: Role,
     pub tier: Tier,
+    pub scopes: Scopes,
     pub expires_at: Option<DateTime<Utc>>,
 }
 

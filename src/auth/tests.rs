@@ -59,6 +59,7 @@ impl Fixture {
             prefix: &key.prefix,
             hash: key.hash,
             tier: Tier::Basic,
+            scopes: Scopes::of_role(Role::Support),
             expires_at,
         };
         let stored = self.store.key_create(row).await.unwrap();

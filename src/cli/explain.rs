@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use serde_json::{Value, json};
 
+use crate::auth::Role;
 use crate::config::Config;
 use crate::gateway::Settings;
 use crate::limits;
@@ -217,10 +218,15 @@ fn details(route: &Route, params: &[(String, String)], config: &Config) -> Value
         "deny": list(route.access.deny.iter().map(ToString::to_string).collect(), "none"),
         "auth": match route.auth {
             Auth::None => "anyone".to_owned(),
-            Auth::Key => "an API key".to_owned(),
+            Auth::Key => "an API key with the scope execute".to_owned(),
             Auth::Role(role) => {
-                let role = format!("{role:?}").to_lowercase();
-                format!("an API key of a user with the role {role} or a higher one")
+                let name = format!("{role:?}").to_lowercase();
+                let scopes = if role > Role::User {
+                    "scopes execute and admin"
+                } else {
+                    "scope execute"
+                };
+                format!("an API key with the {scopes}, of a user with the role {name} or a higher one")
             }
         },
         "limits": limits_of(route, config),

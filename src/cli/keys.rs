@@ -8,7 +8,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::table;
-use crate::auth::{Authenticator, Role};
+use crate::auth::{Authenticator, Role, Scope, Scopes};
 use crate::limits::Tier;
 use crate::store::keys::{Key, NewKeyRow};
 use crate::store::users::User;
@@ -56,6 +56,9 @@ pub struct Create {
     /// Tier of the key: its rate limits, memory and time.
     #[arg(long, value_enum, default_value = "free")]
     pub tier: Tier,
+    /// What the key may be used for [default: all that the user's role allows].
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "SCOPE,…")]
+    pub scopes: Vec<Scope>,
     /// What the key is for, in your words.
     #[arg(long, default_value = "API key")]
     pub name: String,
@@ -68,6 +71,7 @@ const CREATE_EXAMPLES: &str = "\
 Examples:
   wasm-wizard keys create --user me@example.org
   wasm-wizard keys create --user ci@example.org --tier pro --name 'build server' --expires 90d
+  wasm-wizard keys create --user ci@example.org --scopes execute,modules:read
   KEY=$(wasm-wizard keys create --user ops@example.org --role admin --tier enterprise)
   curl -H \"Authorization: Bearer $KEY\" https://localhost:8443/api/auth/keys";
 
@@ -106,6 +110,15 @@ pub async fn run(
 
 async fn make(create: Create, store: &Store, auth: &Authenticator) -> anyhow::Result<String> {
     let user = user(&create, store).await?;
+    let allowed = Scopes::of_role(user.role);
+    let scopes = if create.scopes.is_empty() {
+        allowed
+    } else {
+        create.scopes.iter().copied().collect()
+    };
+    if !scopes.is_within(allowed) {
+        bail!("the scope `admin` is for users with the role support or admin");
+    }
     let expires_at = match create.expires {
         Some(after) => Some(
             Utc::now()
@@ -121,6 +134,7 @@ async fn make(create: Create, store: &Store, auth: &Authenticator) -> anyhow::Re
         prefix: &key.prefix,
         hash: key.hash,
         tier: create.tier,
+        scopes,
         expires_at,
     };
     store.key_create(row).await?;
@@ -133,7 +147,7 @@ async fn user(create: &Create, store: &Store) -> anyhow::Result<User> {
     let user = match store.user_by_email(email).await? {
         Some(user) => user,
         None => match store
-            .user_create(email, create.role.unwrap_or(Role::User))
+            .user_create_on(email, create.role.unwrap_or(Role::User), create.tier)
             .await
         {
             Ok(user) => return Ok(user),
@@ -155,7 +169,7 @@ async fn user(create: &Create, store: &Store) -> anyhow::Result<User> {
 
 async fn list(store: &Store, out: &mut impl Write) -> anyhow::Result<()> {
     let now = Utc::now();
-    let rows: Vec<[String; 9]> = store
+    let rows: Vec<[String; 10]> = store
         .keys_all()
         .await?
         .into_iter()
@@ -165,6 +179,7 @@ async fn list(store: &Store, out: &mut impl Write) -> anyhow::Result<()> {
                 email,
                 key.prefix.clone(),
                 text(&key.tier),
+                key.scopes.to_string(),
                 state(&key, now).to_owned(),
                 table::time(Some(key.created_at)),
                 table::time(key.expires_at),
@@ -178,6 +193,7 @@ async fn list(store: &Store, out: &mut impl Write) -> anyhow::Result<()> {
         "USER",
         "PREFIX",
         "TIER",
+        "SCOPES",
         "STATE",
         "CREATED",
         "EXPIRES",
@@ -201,6 +217,7 @@ async fn list_json(store: &Store, out: &mut impl Write) -> anyhow::Result<()> {
                 "name": key.name,
                 "prefix": key.prefix,
                 "tier": key.tier,
+                "scopes": key.scopes,
                 "state": state(&key, now),
                 "created_at": key.created_at,
                 "expires_at": key.expires_at,
@@ -383,6 +400,8 @@ mod tests {
             &["create"][..],
             &["create", "--user", "nobody"],
             &["create", "--user", "a@b.c", "--tier", "gold"],
+            &["create", "--user", "a@b.c", "--scopes", "root"],
+            &["create", "--user", "a@b.c", "--scopes", "admin"],
             &["create", "--user", "a@b.c", "--expires", "soon"],
             &["revoke", "x"],
             &["revoke", "01890a5d-ac96-774b-bcce-b302099a8057"],

@@ -10,7 +10,7 @@ use pingora_proxy::Session;
 use super::connection::{self, TooMany};
 use super::respond::Stop;
 use super::{Ctx, Gateway, client_address};
-use crate::auth::{AuthError, KeyPrincipal, Principal};
+use crate::auth::{AuthError, KeyPrincipal, Principal, Role, Scope};
 use crate::failure::{Failure, code};
 use crate::limits::{Rate, RouteKey, Subject};
 use crate::route::{Auth, Route};
@@ -33,11 +33,15 @@ impl Gateway {
             Auth::None => {}
             Auth::Key => {
                 self.identify(session, ctx).await?;
-                self.require_key(ctx)?;
+                require_scope(self.require_key(ctx)?.as_ref(), Scope::Execute)?;
             }
             Auth::Role(role) => {
                 self.identify(session, ctx).await?;
                 let key = self.require_key(ctx)?;
+                require_scope(&key, Scope::Execute)?;
+                if role > Role::User {
+                    require_scope(&key, Scope::Admin)?;
+                }
                 if key.role < role {
                     return Err(Failure::forbidden(
                         "this key's user lacks the role that the route asks for",
@@ -164,6 +168,16 @@ pub(super) fn check_at_once(session: &Session, ctx: &mut Ctx) -> Result<(), Fail
             "too many requests are being answered; try again shortly",
         ),
     })
+}
+
+/// Whatever a route's target is, to use it is `execute`: a key that only manages something must not
+/// reach what stands behind the gateway.
+fn require_scope(key: &KeyPrincipal, scope: Scope) -> Result<(), Failure> {
+    if key.scopes.has(scope) {
+        Ok(())
+    } else {
+        Err(Failure::insufficient_scope(scope.as_str()))
+    }
 }
 
 /// A client whose address may not come in. `by` is the list that says so.

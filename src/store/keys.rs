@@ -6,8 +6,7 @@ use uuid::Uuid;
 use super::pool::{in_transaction, on_connection};
 use super::values::{Stamp, check_text};
 use super::{Store, StoreError};
-use crate::account::Role;
-use crate::account::Tier;
+use crate::account::{Role, Scopes, Tier};
 
 const NAME_BYTES_MAX: usize = 255;
 const PREFIX_BYTES_MAX: usize = 32;
@@ -20,6 +19,7 @@ pub struct Key {
     pub name: String,
     pub prefix: String,
     pub tier: Tier,
+    pub scopes: Scopes,
     pub created_at: DateTime<Utc>,
     pub expires_at: Option<DateTime<Utc>>,
     pub revoked_at: Option<DateTime<Utc>>,
@@ -44,6 +44,8 @@ pub struct NewKeyRow<'a> {
     pub prefix: &'a str,
     pub hash: [u8; 32],
     pub tier: Tier,
+    /// At least one.
+    pub scopes: Scopes,
     pub expires_at: Option<DateTime<Utc>>,
 }
 
@@ -54,6 +56,7 @@ pub(super) struct KeyRow {
     pub(super) name: String,
     pub(super) prefix: String,
     pub(super) tier: Tier,
+    pub(super) scopes: Scopes,
     pub(super) created_at: Stamp,
     pub(super) expires_at: Option<Stamp>,
     pub(super) revoked_at: Option<Stamp>,
@@ -80,8 +83,8 @@ struct KeyForAuthRow {
 macro_rules! insert {
     ($tx:ident, $key:expr, $hash:expr) => {
         sqlx::query(
-            "INSERT INTO api_keys (id, user_id, name, prefix, hash, tier, created_at, expires_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            "INSERT INTO api_keys (id, user_id, name, prefix, hash, tier, scopes, created_at, \
+             expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
         .bind($key.id)
         .bind($key.user_id)
@@ -89,6 +92,7 @@ macro_rules! insert {
         .bind(&$key.prefix)
         .bind($hash.to_vec())
         .bind($key.tier)
+        .bind($key.scopes)
         .bind($key.created_at)
         .bind($key.expires_at)
         .execute(&mut *$tx)
@@ -114,7 +118,7 @@ impl Store {
     pub async fn key_by_hash(&self, hash: &[u8; 32]) -> Result<Option<KeyForAuth>, StoreError> {
         on_connection!(self, |conn| {
             let row: Option<KeyForAuthRow> = sqlx::query_as(
-                "SELECT k.id, k.user_id, k.name, k.prefix, k.tier, k.created_at, k.expires_at, \
+                "SELECT k.id, k.user_id, k.name, k.prefix, k.tier, k.scopes, k.created_at, k.expires_at, \
                  k.revoked_at, k.last_used_at, k.hash, u.role, u.disabled_at \
                  FROM api_keys k JOIN users u ON u.id = k.user_id WHERE k.hash = $1",
             )
@@ -129,8 +133,8 @@ impl Store {
     pub async fn keys_of_user(&self, user_id: Uuid) -> Result<Vec<Key>, StoreError> {
         on_connection!(self, |conn| {
             let rows: Vec<KeyRow> = sqlx::query_as(
-                "SELECT id, user_id, name, prefix, tier, created_at, expires_at, revoked_at, \
-                 last_used_at FROM api_keys WHERE user_id = $1 ORDER BY id DESC",
+                "SELECT id, user_id, name, prefix, tier, scopes, created_at, expires_at, \
+                 revoked_at, last_used_at FROM api_keys WHERE user_id = $1 ORDER BY id DESC",
             )
             .bind(user_id)
             .fetch_all(&mut *conn)
@@ -143,7 +147,7 @@ impl Store {
     pub async fn keys_all(&self) -> Result<Vec<(Key, String)>, StoreError> {
         on_connection!(self, |conn| {
             let rows: Vec<KeyWithEmail> = sqlx::query_as(
-                "SELECT k.id, k.user_id, k.name, k.prefix, k.tier, k.created_at, k.expires_at, \
+                "SELECT k.id, k.user_id, k.name, k.prefix, k.tier, k.scopes, k.created_at, k.expires_at, \
                  k.revoked_at, k.last_used_at, u.email \
                  FROM api_keys k JOIN users u ON u.id = k.user_id ORDER BY k.id DESC",
             )
@@ -217,6 +221,9 @@ pub(super) fn new_key(row: &NewKeyRow<'_>) -> Result<KeyRow, StoreError> {
             "a key's expiry must be a date before the year 10000",
         ));
     }
+    if row.scopes.is_empty() {
+        return Err(StoreError::Invalid("a key has at least one scope"));
+    }
     check_text(
         row.name,
         0..=NAME_BYTES_MAX,
@@ -233,6 +240,7 @@ pub(super) fn new_key(row: &NewKeyRow<'_>) -> Result<KeyRow, StoreError> {
         name: row.name.to_owned(),
         prefix: row.prefix.to_owned(),
         tier: row.tier,
+        scopes: row.scopes,
         created_at: Stamp::now(),
         expires_at: row.expires_at.map(Stamp::from),
         revoked_at: None,
@@ -248,6 +256,7 @@ impl From<KeyRow> for Key {
             name: row.name,
             prefix: row.prefix,
             tier: row.tier,
+            scopes: row.scopes,
             created_at: row.created_at.into(),
             expires_at: row.expires_at.map(DateTime::from),
             revoked_at: row.revoked_at.map(DateTime::from),

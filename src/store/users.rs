@@ -7,19 +7,20 @@ use super::keys::{self, Key, NewKeyRow};
 use super::pool::{in_transaction, on_connection};
 use super::values::{Stamp, check_text};
 use super::{Store, StoreError};
-use crate::account::Role;
+use crate::account::{Role, Scopes, Tier};
 
 /// RFC 5321 §4.5.3.1.3 leaves 254 bytes for an address.
 const EMAIL_BYTES_MAX: usize = 254;
 
-const INSERT: &str =
-    "INSERT INTO users (id, email, email_key, role, created_at) VALUES ($1, $2, $3, $4, $5)";
+const INSERT: &str = "INSERT INTO users (id, email, email_key, role, tier, created_at) VALUES ($1, $2, $3, $4, $5, $6)";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     pub id: Uuid,
     pub email: String,
     pub role: Role,
+    /// What new keys of the user get, and no key that is made through the API passes.
+    pub tier: Tier,
     pub created_at: DateTime<Utc>,
 }
 
@@ -28,6 +29,7 @@ struct UserRow {
     id: Uuid,
     email: String,
     role: Role,
+    tier: Tier,
     created_at: Stamp,
 }
 
@@ -36,7 +38,7 @@ pub struct FirstKey<'a> {
     pub name: &'a str,
     pub prefix: &'a str,
     pub hash: [u8; 32],
-    pub tier: crate::account::Tier,
+    pub tier: Tier,
 }
 
 impl Store {
@@ -52,13 +54,24 @@ impl Store {
     /// Conflict when the email is taken (compared without case). Invalid when it is not of the form
     /// `name@domain`, has white space or control characters, or more than 254 bytes.
     pub async fn user_create(&self, email: &str, role: Role) -> Result<User, StoreError> {
-        let user = new_user(email, role)?;
+        self.user_create_on(email, role, Tier::Free).await
+    }
+
+    /// [`Store::user_create`] with another tier than Free.
+    pub async fn user_create_on(
+        &self,
+        email: &str,
+        role: Role,
+        tier: Tier,
+    ) -> Result<User, StoreError> {
+        let user = new_user(email, role, tier)?;
         in_transaction!(self, |tx| {
             sqlx::query(INSERT)
                 .bind(user.id)
                 .bind(&user.email)
                 .bind(email_key(email))
                 .bind(user.role)
+                .bind(user.tier)
                 .bind(user.created_at)
                 .execute(&mut *tx)
                 .await
@@ -74,7 +87,7 @@ impl Store {
         }
         on_connection!(self, |conn| {
             let row: Option<UserRow> = sqlx::query_as(
-                "SELECT id, email, role, created_at FROM users WHERE email_key = $1",
+                "SELECT id, email, role, tier, created_at FROM users WHERE email_key = $1",
             )
             .bind(email_key(email))
             .fetch_optional(&mut *conn)
@@ -94,7 +107,7 @@ impl Store {
         if self.users_count().await? > 0 {
             return Ok(None);
         }
-        let user = new_user(email, Role::Admin)?;
+        let user = new_user(email, Role::Admin, first.tier)?;
         let FirstKey {
             name,
             prefix,
@@ -107,6 +120,7 @@ impl Store {
             prefix,
             hash,
             tier,
+            scopes: Scopes::of_role(Role::Admin),
             expires_at: None,
         };
         let key = keys::new_key(&row)?;
@@ -128,6 +142,7 @@ impl Store {
                     .bind(&user.email)
                     .bind(email_key(email))
                     .bind(user.role)
+                    .bind(user.tier)
                     .bind(user.created_at)
                     .execute(&mut *tx)
                     .await?;
@@ -146,23 +161,26 @@ impl From<UserRow> for User {
             id,
             email,
             role,
+            tier,
             created_at,
         } = row;
         User {
             id,
             email,
             role,
+            tier,
             created_at: created_at.into(),
         }
     }
 }
 
-fn new_user(email: &str, role: Role) -> Result<UserRow, StoreError> {
+fn new_user(email: &str, role: Role, tier: Tier) -> Result<UserRow, StoreError> {
     check_email(email)?;
     Ok(UserRow {
         id: Uuid::now_v7(),
         email: email.to_owned(),
         role,
+        tier,
         created_at: Stamp::now(),
     })
 }

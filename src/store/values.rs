@@ -9,8 +9,7 @@ use sqlx::{Postgres, Sqlite, Type};
 
 use super::StoreError;
 use super::usage::Status;
-use crate::account::Role;
-use crate::account::Tier;
+use crate::account::{Role, Scopes, Tier};
 use crate::sandbox::ModuleHash;
 
 /// A time, to the microsecond: `TIMESTAMPTZ` in PostgreSQL, microseconds since 1970 in SQLite.
@@ -139,6 +138,58 @@ closed_set!(Status {
     Rejected = "rejected",
     Cancelled = "cancelled",
 });
+
+/// The sum of their numbers: `SMALLINT` in PostgreSQL, an integer in SQLite.
+impl Type<Postgres> for Scopes {
+    fn type_info() -> <Postgres as Database>::TypeInfo {
+        <i16 as Type<Postgres>>::type_info()
+    }
+}
+
+impl Encode<'_, Postgres> for Scopes {
+    fn encode_by_ref(
+        &self,
+        buf: &mut <Postgres as Database>::ArgumentBuffer,
+    ) -> Result<IsNull, BoxDynError> {
+        Encode::<Postgres>::encode(i16::from(self.bits()), buf)
+    }
+}
+
+impl Decode<'_, Postgres> for Scopes {
+    fn decode(value: <Postgres as Database>::ValueRef<'_>) -> Result<Scopes, BoxDynError> {
+        scopes(<i16 as Decode<Postgres>>::decode(value)?.into())
+    }
+}
+
+impl Type<Sqlite> for Scopes {
+    fn type_info() -> <Sqlite as Database>::TypeInfo {
+        <i64 as Type<Sqlite>>::type_info()
+    }
+
+    fn compatible(ty: &<Sqlite as Database>::TypeInfo) -> bool {
+        <i64 as Type<Sqlite>>::compatible(ty)
+    }
+}
+
+impl Encode<'_, Sqlite> for Scopes {
+    fn encode_by_ref(
+        &self,
+        buf: &mut <Sqlite as Database>::ArgumentBuffer,
+    ) -> Result<IsNull, BoxDynError> {
+        Encode::<Sqlite>::encode(i64::from(self.bits()), buf)
+    }
+}
+
+impl Decode<'_, Sqlite> for Scopes {
+    fn decode(value: <Sqlite as Database>::ValueRef<'_>) -> Result<Scopes, BoxDynError> {
+        scopes(<i64 as Decode<Sqlite>>::decode(value)?)
+    }
+}
+
+fn scopes(number: i64) -> Result<Scopes, BoxDynError> {
+    let known = u8::try_from(number).ok().and_then(Scopes::from_bits);
+    known.ok_or_else(|| format!("{number} is no set of scopes").into())
+}
 
 impl<DB: Database> Type<DB> for ModuleHash
 where

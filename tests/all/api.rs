@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 use uuid::Uuid;
 use wasm_wizard::api::{self, Caller};
-use wasm_wizard::auth::{self, Authenticator, KeyPrincipal, Principal, Role, Salt};
+use wasm_wizard::auth::{self, Authenticator, KeyPrincipal, Principal, Role, Salt, Scopes};
 use wasm_wizard::failure::Failure;
 use wasm_wizard::limits::{Tier, Tiers};
 use wasm_wizard::modules::Registry;
@@ -153,6 +153,7 @@ impl World {
             user_id: user.id,
             role: Role::User,
             tier,
+            scopes: Scopes::of_role(Role::User),
             expires_at: None,
         }
     }

@@ -27,6 +27,7 @@ mod image;
 mod monitoring;
 mod named;
 mod operations;
+mod privileges;
 mod reload;
 mod routes;
 mod sandbox;

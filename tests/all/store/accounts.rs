@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
-use wasm_wizard::auth::{self, Authenticator, Role, Salt, first_admin};
+use wasm_wizard::auth::{self, Authenticator, Role, Salt, Scopes, first_admin};
 use wasm_wizard::limits::Tier;
 use wasm_wizard::store::keys::{Key, NewKeyRow};
 use wasm_wizard::store::{Store, StoreError};
@@ -125,6 +125,7 @@ fn row(user_id: Uuid, byte: u8) -> NewKeyRow<'static> {
         prefix: "ww_prefix",
         hash: [byte; 32],
         tier: Tier::Basic,
+        scopes: Scopes::of_role(Role::User),
         expires_at: None,
     }
 }

@@ -1,12 +1,28 @@
 //! The schema's versions.
 
+use wasm_wizard::auth::{Role, Scope, Scopes};
+use wasm_wizard::limits::Tier;
+use wasm_wizard::store::keys::NewKeyRow;
 use wasm_wizard::store::{Migrated, StoreError};
 
 use super::{Database, contract, module, user};
 
-/// The versions in `migrations/`.
-const VERSIONS: [i64; 3] = [1, 2, 6];
-const NEWEST: i64 = VERSIONS[VERSIONS.len() - 1];
+/// The versions in `migrations/`, oldest first.
+fn versions() -> Vec<i64> {
+    let directory = crate::support::root().join("migrations/sqlite");
+    let mut versions: Vec<i64> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".up.sql"))
+        .map(|name| name.split('_').next().unwrap().parse().unwrap())
+        .collect();
+    versions.sort_unstable();
+    versions
+}
+
+fn newest() -> i64 {
+    *versions().last().unwrap()
+}
 
 contract!(
     migrating_twice_does_nothing_the_second_time,
@@ -16,11 +32,12 @@ contract!(
     an_edited_migration_is_told,
     a_newer_schema_is_left_as_it_is,
     an_unknown_older_migration_is_told,
+    keys_that_were_there_keep_what_their_role_allows,
 );
 
 async fn migrating_twice_does_nothing_the_second_time(database: Database) {
     let store = database.connect().await;
-    let all = VERSIONS.to_vec();
+    let all = versions();
     assert_eq!(store.pending().await.unwrap(), all);
     assert!(store.ping().await.is_err(), "there is no table yet");
     let first = store.migrate().await.unwrap();
@@ -28,7 +45,7 @@ async fn migrating_twice_does_nothing_the_second_time(database: Database) {
         first,
         Migrated {
             applied: all,
-            version: NEWEST
+            version: newest()
         }
     );
     assert!(store.pending().await.unwrap().is_empty());
@@ -38,7 +55,7 @@ async fn migrating_twice_does_nothing_the_second_time(database: Database) {
         second,
         Migrated {
             applied: vec![],
-            version: NEWEST
+            version: newest()
         }
     );
 }
@@ -57,7 +74,7 @@ async fn programs_migrate_one_after_the_other(database: Database) {
     for program in programs {
         applied.extend(program.await.unwrap());
     }
-    assert_eq!(applied, VERSIONS, "each was applied by one program");
+    assert_eq!(applied, versions(), "each was applied by one program");
 }
 
 async fn down_leaves_an_empty_schema_and_up_works_again(database: Database) {
@@ -80,7 +97,7 @@ async fn down_leaves_an_empty_schema_and_up_works_again(database: Database) {
          WHERE n.nspname = 'public' AND c.relname NOT LIKE '\\_sqlx\\_migrations%'"
     };
     assert_eq!(database.count(rest).await, 0);
-    assert_eq!(store.pending().await.unwrap(), VERSIONS);
+    assert_eq!(store.pending().await.unwrap(), versions());
     store.migrate().await.unwrap();
     assert_eq!(store.users_count().await.unwrap(), 0);
 }
@@ -92,7 +109,7 @@ async fn down_stops_where_it_is_told(database: Database) {
     assert_eq!(down.version, 1);
     assert_eq!(store.users_count().await.unwrap(), 1);
     assert!(store.modules_all().await.is_err());
-    assert_eq!(store.migrate().await.unwrap().applied, VERSIONS[1..]);
+    assert_eq!(store.migrate().await.unwrap().applied, versions()[1..]);
     assert_eq!(store.users_count().await.unwrap(), 1);
 }
 
@@ -160,4 +177,41 @@ async fn an_unknown_older_migration_is_told(database: Database) {
         panic!("{result:?}")
     };
     assert!(text.contains("another program"), "{text}");
+}
+
+async fn keys_that_were_there_keep_what_their_role_allows(database: Database) {
+    let store = database.migrated().await;
+    let roles = [Role::User, Role::Support, Role::Admin];
+    let mut users = Vec::new();
+    for (byte, role) in (0_u8..).zip(roles) {
+        let user = store
+            .user_create(&format!("{byte}@b.c"), role)
+            .await
+            .unwrap();
+        for (tier, byte) in [(Tier::Free, byte), (Tier::Pro, byte + 100)] {
+            let row = NewKeyRow {
+                user_id: user.id,
+                name: "old",
+                prefix: "ww_",
+                hash: [byte; 32],
+                tier,
+                scopes: [Scope::Execute].into_iter().collect(),
+                expires_at: None,
+            };
+            store.key_create(row).await.unwrap();
+        }
+        users.push(user);
+    }
+    let keyless = user(&store).await;
+    store.migrate_down(2).await.unwrap();
+    store.migrate().await.unwrap();
+    for user in users {
+        let found = store.user_by_email(&user.email).await.unwrap().unwrap();
+        assert_eq!(found.tier, Tier::Pro);
+        for key in store.keys_of_user(user.id).await.unwrap() {
+            assert_eq!(key.scopes, Scopes::of_role(user.role), "{:?}", user.role);
+        }
+    }
+    let found = store.user_by_email(&keyless.email).await.unwrap().unwrap();
+    assert_eq!(found.tier, Tier::Free);
 }

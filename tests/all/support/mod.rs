@@ -1,5 +1,6 @@
 //! What the tests stand on: real servers, real clients, real guests.
 
+pub mod accounts;
 pub mod gateway;
 pub mod postgres;
 pub mod recorder;

@@ -1,0 +1,11 @@
+DROP TRIGGER modules_deleted;
+DROP TRIGGER modules_changed;
+DROP TRIGGER api_keys_deleted;
+DROP TRIGGER api_keys_changed;
+DROP TRIGGER users_deleted;
+DROP TRIGGER users_changed;
+DROP TABLE changes;
+ALTER TABLE modules DROP COLUMN stopped_at;
+DROP TABLE key_rotations;
+ALTER TABLE api_keys DROP COLUMN scopes;
+ALTER TABLE users DROP COLUMN tier;

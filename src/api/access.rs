@@ -1,0 +1,172 @@
+//! Every endpoint of the control plane with what it asks of its caller. The router is made of this
+//! table, so no endpoint can do without a row, and each is guarded by what its row says.
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::http::Method;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{self, MethodRouter};
+
+use super::problem::Problem;
+use super::{Api, Caller, execute, keys, modules, usage};
+use crate::auth::{Principal, Role, Scope};
+use crate::failure::Failure;
+
+/// What an endpoint asks of its caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asks {
+    /// A key with this scope, that acts in this role or a higher one.
+    Key { scope: Scope, role: Role },
+}
+
+/// One method of one path.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub method: Method,
+    /// As axum writes it, `{id}` being one segment.
+    pub path: &'static str,
+    pub asks: Asks,
+    serve: fn() -> MethodRouter<Arc<Api>>,
+}
+
+/// All endpoints under `/api`.
+pub static ENDPOINTS: &[Endpoint] = &[
+    on(
+        Method::POST,
+        "/api/wasm/execute",
+        user(Scope::Execute),
+        || routing::post(execute::execute),
+    ),
+    on(Method::POST, "/api/execute", user(Scope::Execute), || {
+        routing::post(execute::execute)
+    }),
+    on(
+        Method::POST,
+        "/api/wasm/upload",
+        user(Scope::ModulesWrite),
+        || routing::post(modules::upload),
+    ),
+    on(
+        Method::GET,
+        "/api/wasm/modules",
+        user(Scope::ModulesRead),
+        || routing::get(modules::list),
+    ),
+    on(
+        Method::GET,
+        "/api/wasm/modules/{id}",
+        user(Scope::ModulesRead),
+        || routing::get(modules::get),
+    ),
+    on(
+        Method::DELETE,
+        "/api/wasm/modules/{id}",
+        user(Scope::ModulesWrite),
+        || routing::delete(modules::delete),
+    ),
+    on(
+        Method::POST,
+        "/api/wasm/modules/{id}/execute",
+        user(Scope::Execute),
+        || routing::post(modules::execute),
+    ),
+    on(Method::GET, "/api/auth/keys", user(Scope::Keys), || {
+        routing::get(keys::list)
+    }),
+    on(Method::POST, "/api/auth/keys", user(Scope::Keys), || {
+        routing::post(keys::create)
+    }),
+    on(
+        Method::DELETE,
+        "/api/auth/keys/{id}",
+        user(Scope::Keys),
+        || routing::delete(keys::revoke),
+    ),
+    on(Method::GET, "/api/usage", user(Scope::Execute), || {
+        routing::get(usage::own)
+    }),
+    on(
+        Method::GET,
+        "/api/usage/executions",
+        user(Scope::Execute),
+        || routing::get(usage::own_executions),
+    ),
+    on(Method::GET, "/api/admin/usage", SUPPORT, || {
+        routing::get(usage::all)
+    }),
+    on(Method::GET, "/api/admin/usage/executions", SUPPORT, || {
+        routing::get(usage::all_executions)
+    }),
+];
+
+/// What support may do: look.
+const SUPPORT: Asks = Asks::Key {
+    scope: Scope::Admin,
+    role: Role::Support,
+};
+
+const fn on(
+    method: Method,
+    path: &'static str,
+    asks: Asks,
+    serve: fn() -> MethodRouter<Arc<Api>>,
+) -> Endpoint {
+    Endpoint {
+        method,
+        path,
+        asks,
+        serve,
+    }
+}
+
+/// A key of any user, with this scope.
+const fn user(scope: Scope) -> Asks {
+    Asks::Key {
+        scope,
+        role: Role::User,
+    }
+}
+
+/// All endpoints, each behind its guard.
+pub(super) fn router() -> axum::Router<Arc<Api>> {
+    let mut router = axum::Router::new();
+    for endpoint in ENDPOINTS {
+        let asks = endpoint.asks;
+        let guard = middleware::from_fn(move |request, next| guarded(asks, request, next));
+        router = router.route(endpoint.path, (endpoint.serve)().route_layer(guard));
+    }
+    router
+}
+
+/// Lets a request in whose caller has what the endpoint asks for; else it ends here, before its body is
+/// read.
+async fn guarded(asks: Asks, request: Request, next: Next) -> Result<Response, Problem> {
+    let Some(caller) = request.extensions().get::<Caller>() else {
+        return Err(Problem::internal(
+            "a request reached the control plane without its caller",
+        ));
+    };
+    admit(asks, &caller.principal)?;
+    Ok(next.run(request).await)
+}
+
+fn admit(asks: Asks, principal: &Principal) -> Result<(), Failure> {
+    match (asks, principal) {
+        (Asks::Key { .. }, Principal::Anonymous) => Err(Failure::unauthorized(
+            "this needs an API key: send `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",
+        )),
+        (Asks::Key { scope, role }, Principal::Key(key)) => {
+            if !key.scopes.has(scope) {
+                return Err(Failure::insufficient_scope(scope.as_str()));
+            }
+            if key.role < role {
+                return Err(Failure::forbidden(
+                    "the user of this key lacks the role that this asks for",
+                ));
+            }
+            Ok(())
+        }
+    }
+}
