@@ -52,7 +52,7 @@ mkdir "$work/raw" "$work/$name"
     (secret "$variable" 2>/dev/null) || true
     echo
   done
-  for file in data/api_salt "$secrets"/* "${BACKUP_KEY_FILE:-}"; do
+  for file in data/api_salt data/jwt_secret "$secrets"/* "${BACKUP_KEY_FILE:-}"; do
     if [ -f "$file" ] && [ -r "$file" ] && [ "$(wc -c <"$file")" -le 4096 ]; then cat "$file"; echo; fi
   done
 } | awk 'length($0) >= 8' | sort -u >"$work/secrets"

@@ -26,6 +26,9 @@ pub mod code {
 
     // Who asks, and for what.
     pub const UNAUTHORIZED: &str = "unauthorized";
+    pub const TOKEN_EXPIRED: &str = "token_expired";
+    pub const INVALID_REFRESH_TOKEN: &str = "invalid_refresh_token";
+    pub const REFRESH_TOKEN_REUSED: &str = "refresh_token_reused";
     pub const TIER_TOO_LOW: &str = "tier_too_low";
     pub const FORBIDDEN: &str = "forbidden";
     pub const INSUFFICIENT_SCOPE: &str = "insufficient_scope";
@@ -79,6 +82,9 @@ pub mod code {
         UPGRADE_REQUIRED,
         WEBSOCKET_NOT_ALLOWED,
         UNAUTHORIZED,
+        TOKEN_EXPIRED,
+        INVALID_REFRESH_TOKEN,
+        REFRESH_TOKEN_REUSED,
         TIER_TOO_LOW,
         FORBIDDEN,
         INSUFFICIENT_SCOPE,

@@ -50,6 +50,10 @@ use upgrade::{Handover, Predecessor};
 const PING_EVERY: Duration = Duration::from_secs(1);
 /// How often the last use of keys is written.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
+/// How often the database is asked which tokens other gateways revoked.
+const REVOCATIONS_EVERY: Duration = Duration::from_millis(500);
+/// How often tokens that ended are deleted.
+const PURGE_EVERY: Duration = Duration::from_secs(600);
 /// Idle connections stay this long after shutdown began, so that a request that is already on its
 /// way is answered.
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
@@ -187,6 +191,7 @@ impl Server {
         let background = self.start_background();
         let records = Records::start(&self.shared, &self.store, &self.config.usage);
         let observing = tokio::spawn(observe::observe(self.config.clone(), self.store.clone()));
+        let tending = tokio::spawn(tend_tokens(self.auth.clone()));
         let certificates = tokio::spawn(tls::watch(self.reloader.terminators.clone()));
         let reloads = tokio::spawn(self.reloader.run());
         wait_until_accepting(&addresses).await?;
@@ -222,6 +227,7 @@ impl Server {
         self.shared.sandbox.shut_down();
         background.abort();
         observing.abort();
+        tending.abort();
         write_out(&self.auth).await;
         records.finish().await;
         self.store.close().await;
@@ -530,6 +536,30 @@ async fn check_database(store: &Store, health: &Health) {
             Ok(()) => tracing::info!("the database answers"),
             Err(error) => tracing::error!(error, "the database does not answer"),
         }
+    }
+}
+
+/// Hears of the families of tokens that other gateways revoked, and deletes those that ended long ago.
+/// Apart from other work, so that nothing slow delays it.
+async fn tend_tokens(auth: Authenticator) {
+    let mut purged: Option<Instant> = None;
+    let mut was_told = false;
+    loop {
+        let learned = auth.learn_revocations(chrono::Utc::now()).await;
+        match &learned {
+            Err(error) if !was_told => {
+                tracing::warn!(%error, "revoked access tokens can't be looked up; those of other gateways work until they expire");
+            }
+            Err(_) | Ok(()) => {}
+        }
+        was_told = learned.is_err();
+        if learned.is_ok() && purged.is_none_or(|at| at.elapsed() >= PURGE_EVERY) {
+            purged = Some(Instant::now());
+            if let Err(error) = auth.purge_tokens(chrono::Utc::now()).await {
+                tracing::warn!(%error, "tokens that ended could not be deleted yet");
+            }
+        }
+        tokio::time::sleep(REVOCATIONS_EVERY).await;
     }
 }
 

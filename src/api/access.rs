@@ -10,15 +10,19 @@ use axum::response::Response;
 use axum::routing::{self, MethodRouter};
 
 use super::problem::Problem;
-use super::{Api, Caller, execute, keys, modules, usage};
+use super::{Api, Caller, execute, keys, modules, tokens, usage};
 use crate::auth::{Principal, Role, Scope};
 use crate::failure::Failure;
 
 /// What an endpoint asks of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asks {
+    /// Nothing; a key that is shown must be valid all the same.
+    Nothing,
     /// A key with this scope, that acts in this role or a higher one.
     Key { scope: Scope, role: Role },
+    /// A key, whatever its scopes are.
+    AnyKey,
 }
 
 /// One method of one path.
@@ -99,6 +103,21 @@ pub static ENDPOINTS: &[Endpoint] = &[
     on(Method::GET, "/api/admin/usage/executions", SUPPORT, || {
         routing::get(usage::all_executions)
     }),
+    on(Method::POST, "/api/auth/token", Asks::AnyKey, || {
+        routing::post(tokens::create)
+    }),
+    on(
+        Method::POST,
+        "/api/auth/token/refresh",
+        Asks::Nothing,
+        || routing::post(tokens::refresh),
+    ),
+    on(
+        Method::POST,
+        "/api/auth/token/revoke",
+        Asks::Nothing,
+        || routing::post(tokens::revoke),
+    ),
 ];
 
 /// What support may do: look.
@@ -154,7 +173,8 @@ async fn guarded(asks: Asks, request: Request, next: Next) -> Result<Response, P
 
 fn admit(asks: Asks, principal: &Principal) -> Result<(), Failure> {
     match (asks, principal) {
-        (Asks::Key { .. }, Principal::Anonymous) => Err(Failure::unauthorized(
+        (Asks::Nothing, _) | (Asks::AnyKey, Principal::Key(_)) => Ok(()),
+        (Asks::Key { .. } | Asks::AnyKey, Principal::Anonymous) => Err(Failure::unauthorized(
             "this needs an API key: send `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",
         )),
         (Asks::Key { scope, role }, Principal::Key(key)) => {

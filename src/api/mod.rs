@@ -12,12 +12,14 @@ mod body;
 mod caller;
 mod execute;
 mod form;
+mod json;
 mod keys;
 mod modules;
 mod problem;
 mod query;
 mod receipt;
 mod recording;
+mod tokens;
 mod usage;
 mod values;
 
@@ -100,13 +102,10 @@ pub fn router(state: State) -> axum::Router {
 /// What every answer goes through: axum's bare 404 and 405 become failures, the cause of an
 /// internal failure is logged, and nothing is cached.
 async fn finish(request: Request, next: Next) -> Response {
-    let request_id = request
-        .extensions()
-        .get::<Caller>()
-        .map(|caller| caller.request_id.clone());
+    let request_id = request_id(&request);
     let mut response = next.run(request).await;
     if let Some(cause) = response.extensions_mut().remove::<problem::Cause>() {
-        cause.log(request_id.as_deref().unwrap_or_default());
+        cause.log(&request_id);
     }
     if response.extensions().get::<Failure>().is_none() {
         if response.status() == StatusCode::NOT_FOUND {
@@ -123,4 +122,10 @@ async fn finish(request: Request, next: Next) -> Response {
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// The id of a request, empty where the gateway gave none.
+fn request_id(request: &Request) -> String {
+    let caller = request.extensions().get::<Caller>();
+    caller.map_or_else(String::new, |caller| caller.request_id.clone())
 }

@@ -125,6 +125,7 @@ impl World {
             tier,
             scopes: Scopes::of_role(Role::User),
             expires_at: None,
+            token_family: None,
         }
     }
 

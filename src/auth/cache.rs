@@ -216,6 +216,7 @@ impl Entry {
             tier: found.key.tier,
             scopes,
             expires_at: found.key.expires_at,
+            token_family: None,
         };
         Entry {
             hash,

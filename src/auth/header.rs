@@ -4,18 +4,27 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 
 use super::AuthError;
 use super::key::{KEY_MARK, has_key_form};
+use super::tokens::ACCESS_TOKEN_BYTES_MAX;
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Longest value of either header, in bytes: room for an access token.
 const VALUE_BYTES_MAX: usize = 4096;
 
-/// The API key of a request; `None` when it shows no credential at all.
+/// What a caller shows, by its form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Credential<'a> {
+    Key(&'a str),
+    /// Three parts of base64url, as a signed JWT has (RFC 7515 section 7.1).
+    Token(&'a str),
+}
+
+/// The API key or access token of a request; `None` when it shows no credential at all.
 ///
 /// Malformed: a header that is repeated, empty, too long or not of its form, another scheme than
 /// Bearer, or two headers that differ (whichever were taken, someone in between may have taken the
-/// other). Invalid: well-formed, but no API key.
-pub(super) fn api_key(headers: &HeaderMap) -> Result<Option<&str>, AuthError> {
+/// other). Invalid: well-formed, but neither a key nor, as Bearer, a token.
+pub(super) fn credential(headers: &HeaderMap) -> Result<Option<Credential<'_>>, AuthError> {
     let bearer = single(headers, &AUTHORIZATION)?
         .map(bearer_token)
         .transpose()?;
@@ -27,13 +36,30 @@ pub(super) fn api_key(headers: &HeaderMap) -> Result<Option<&str>, AuthError> {
         (Some(_), Some(_)) => return Err(AuthError::Malformed),
     };
     if !credential.starts_with(KEY_MARK) {
-        return Err(AuthError::Invalid);
+        return if plain.is_none() && has_token_form(credential) {
+            Ok(Some(Credential::Token(credential)))
+        } else {
+            Err(AuthError::Invalid)
+        };
     }
     if has_key_form(credential) {
-        Ok(Some(credential))
+        Ok(Some(Credential::Key(credential)))
     } else {
         Err(AuthError::Malformed)
     }
+}
+
+/// Whether a text may be a signed JWT. Others are not worth a hash, let alone a signature.
+fn has_token_form(text: &str) -> bool {
+    let is_part = |part: &str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    text.len() <= ACCESS_TOKEN_BYTES_MAX
+        && text.split('.').count() == 3
+        && text.split('.').all(is_part)
 }
 
 fn single<'a>(
@@ -95,7 +121,11 @@ mod tests {
             let name: HeaderName = name.parse().unwrap();
             headers.append(name, HeaderValue::from_bytes(value).unwrap());
         }
-        api_key(&headers).map(|key| key.map(str::to_owned))
+        let found = credential(&headers)?;
+        Ok(found.map(|found| match found {
+            Credential::Key(key) => key.to_owned(),
+            Credential::Token(token) => format!("token {token}"),
+        }))
     }
 
     #[test]
@@ -165,10 +195,41 @@ mod tests {
     }
 
     #[test]
-    fn well_formed_but_no_api_key() {
+    fn access_tokens_come_as_bearer_only() {
+        const JWT: &str = "eyJhbGciOiJFZERTQSJ9.e30.c2ln";
+        let bearer = format!("Bearer {JWT}");
+        assert_eq!(
+            found(&[("authorization", bearer.as_bytes())]),
+            Ok(Some(format!("token {JWT}")))
+        );
+        assert_eq!(
+            found(&[("x-api-key", JWT.as_bytes())]),
+            Err(AuthError::Invalid)
+        );
+        let both = [
+            ("authorization", bearer.as_bytes()),
+            ("x-api-key", JWT.as_bytes()),
+        ];
+        assert_eq!(found(&both), Err(AuthError::Invalid));
+        let with_key = [
+            ("authorization", bearer.as_bytes()),
+            ("x-api-key", KEY.as_bytes()),
+        ];
+        assert_eq!(found(&with_key), Err(AuthError::Malformed));
+    }
+
+    #[test]
+    fn well_formed_but_neither_key_nor_token() {
+        let long = format!("Bearer a.b.{}", "c".repeat(ACCESS_TOKEN_BYTES_MAX));
         for value in [
-            "Bearer eyJhbGciOiJFZERTQSJ9.e30.c2ln",
+            "Bearer eyJhbGciOiJFZERTQSJ9.e30.",
+            "Bearer eyJhbGciOiJFZERTQSJ9..c2ln",
+            "Bearer a.b.c.d",
+            "Bearer a.b.c=",
+            "Bearer a.b+.c",
+            &long,
             "Bearer x",
+            "Bearer wwr_x",
             "Bearer WW_x",
         ] {
             assert_eq!(

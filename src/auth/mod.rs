@@ -8,6 +8,7 @@ mod loads;
 mod outage;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod uses;
 
 use std::sync::Arc;
@@ -17,16 +18,23 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::limits::Tier;
+use crate::store::keys::KeyForAuth;
 use crate::store::{Store, StoreError};
 use cache::{Cache, Entry, Hash, Loaded, Look};
+use header::Credential;
 use loads::Loads;
 use outage::Outage;
+use tokens::{Refusal, Tokens};
 use uses::Uses;
 
 pub use crate::account::{Role, Scope, Scopes};
 pub use first_admin::{FIRST_ADMIN_EMAIL, FirstAdminError, first_admin};
 pub use key::{
     KEY_BYTES, KEY_MARK, NewKey, NoRandomness, PREFIX_BYTES, SALT_BYTES_MIN, Salt, SaltTooShort,
+};
+pub use tokens::{
+    ACCESS_TOKEN_BYTES_MAX, ACCESS_TTL_MAX, NoTokenKey, REFRESH_TOKEN_BYTES, REFRESH_TOKEN_MARK,
+    Settings as TokenSettings, TOKEN_SECRETS_MAX, TokenError, TokenKeyring, TokenPair, TokenSecret,
 };
 
 /// Longest a request waits for the database to say whether a key is good.
@@ -58,7 +66,7 @@ pub enum Principal {
     Key(Arc<KeyPrincipal>),
 }
 
-/// A caller who showed a valid API key.
+/// A caller who showed a valid API key, or an access token of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyPrincipal {
     pub key_id: Uuid,
@@ -67,7 +75,10 @@ pub struct KeyPrincipal {
     pub role: Role,
     pub tier: Tier,
     pub scopes: Scopes,
+    /// When what was shown ends.
     pub expires_at: Option<DateTime<Utc>>,
+    /// The family of the access token, if that was shown and not the key itself.
+    pub token_family: Option<Uuid>,
 }
 
 /// Why a credential was not accepted.
@@ -79,6 +90,9 @@ pub enum AuthError {
     /// Unknown, revoked or expired; which of them is not told.
     #[error("the API key is not valid")]
     Invalid,
+    /// An access token that was good once; a refresh gives a new one.
+    #[error("the access token has expired")]
+    TokenExpired,
     /// The database can't be asked now.
     #[error("authentication is unavailable")]
     Unavailable,
@@ -90,6 +104,8 @@ pub enum AuthError {
 /// older than `cache_ttl`, is looked up in the database, and requests with the same key wait for
 /// one look-up together. While the database can't be asked, records in memory serve for
 /// `outage_grace` longer, and other keys are [`AuthError::Unavailable`], not invalid.
+///
+/// An access token is verified here, and its key is then looked up in the same way, by its id.
 #[derive(Clone)]
 pub struct Authenticator {
     inner: Arc<Inner>,
@@ -98,29 +114,49 @@ pub struct Authenticator {
 struct Inner {
     salt: Salt,
     store: Store,
-    cache: Cache,
-    loads: Loads,
+    by_hash: Known,
+    by_id: Known,
     outage: Outage,
     uses: Uses,
+    tokens: Tokens,
+}
+
+/// What is known of keys under one kind of name.
+struct Known {
+    cache: Cache,
+    loads: Loads,
+}
+
+/// The name that a key is looked up by.
+#[derive(Clone, Copy)]
+enum Wanted {
+    /// The key itself was shown.
+    Hash(Hash),
+    /// An access token of it was shown.
+    Id(Uuid),
 }
 
 impl Authenticator {
     pub fn new(settings: Settings, store: Store) -> Authenticator {
-        let cache = Cache::new(&settings);
+        let known = || Known {
+            cache: Cache::new(&settings),
+            loads: Loads::default(),
+        };
         Authenticator {
             inner: Arc::new(Inner {
+                by_hash: known(),
+                by_id: known(),
                 salt: settings.salt,
                 store,
-                cache,
-                loads: Loads::default(),
                 outage: Outage::new(),
                 uses: Uses::default(),
+                tokens: Tokens::default(),
             }),
         }
     }
 
-    /// The principal of a request, from `Authorization: Bearer ww_…` or `X-API-Key: ww_…`;
-    /// anonymous when there is neither.
+    /// The principal of a request, from `Authorization: Bearer …`, a key or an access token, or
+    /// `X-API-Key: ww_…`; anonymous when there is neither.
     pub async fn authenticate(&self, headers: &http::HeaderMap) -> Result<Principal, AuthError> {
         self.authenticate_at(headers, Utc::now()).await
     }
@@ -131,30 +167,18 @@ impl Authenticator {
         headers: &http::HeaderMap,
         now: DateTime<Utc>,
     ) -> Result<Principal, AuthError> {
-        let Some(key) = header::api_key(headers)? else {
-            return Ok(Principal::Anonymous);
-        };
-        let hash = self.inner.salt.hash(key);
-        for _ in 0..LOADS_PER_REQUEST_MAX {
-            if let Some(answer) = self.inner.answer(&hash, now) {
-                return answer;
+        match header::credential(headers)? {
+            None => Ok(Principal::Anonymous),
+            Some(Credential::Key(key)) => {
+                let wanted = Wanted::Hash(self.inner.salt.hash(key));
+                Ok(Principal::Key(self.inner.find(wanted, now).await?))
             }
-            if !self.inner.outage.may_ask(now) {
-                // Another request asks for all of us; meanwhile there is an answer from memory.
-                continue;
-            }
-            let ask = || Arc::clone(&self.inner).ask(hash, now);
-            let Some(load) = self.inner.loads.join(hash, ask) else {
-                return self.inner.answer_without_database(&hash, now);
-            };
-            match load.await {
-                Ok(Loaded::Known(entry)) if entry.is_forgotten() => {}
-                Ok(Loaded::Known(entry)) => return self.inner.accept(&entry, now),
-                Ok(Loaded::Refused) => return Err(AuthError::Invalid),
-                Err(_) => return self.inner.answer_without_database(&hash, now),
+            Some(Credential::Token(token)) => {
+                let verified = self.inner.tokens.verify(token, now)?;
+                let key = self.inner.find(Wanted::Id(verified.key_id), now).await?;
+                verified.principal(&key)
             }
         }
-        self.inner.answer_without_database(&hash, now)
     }
 
     /// The answer of [`Authenticator::authenticate_at`] where it takes no database: never waits.
@@ -164,8 +188,20 @@ impl Authenticator {
         headers: &http::HeaderMap,
         now: DateTime<Utc>,
     ) -> Option<Result<Principal, AuthError>> {
-        match header::api_key(headers) {
-            Ok(Some(key)) => self.inner.answer(&self.inner.salt.hash(key), now),
+        match header::credential(headers) {
+            Ok(Some(Credential::Key(key))) => {
+                let wanted = Wanted::Hash(self.inner.salt.hash(key));
+                let found = self.inner.answer(&wanted, now)?;
+                Some(found.map(Principal::Key))
+            }
+            Ok(Some(Credential::Token(token))) => {
+                let verified = match self.inner.tokens.verify(token, now) {
+                    Ok(verified) => verified,
+                    Err(refusal) => return Some(Err(refusal.into())),
+                };
+                let found = self.inner.answer(&Wanted::Id(verified.key_id), now)?;
+                Some(found.and_then(|key| verified.principal(&key)))
+            }
             Ok(None) => Some(Ok(Principal::Anonymous)),
             Err(error) => Some(Err(error)),
         }
@@ -180,7 +216,8 @@ impl Authenticator {
     /// Forgets what is cached of a key, so that a change of it holds at once: no request that
     /// starts after this call is answered from what was read before it.
     pub fn forget(&self, key_id: Uuid) {
-        self.inner.cache.forget(key_id);
+        self.inner.by_hash.cache.forget(key_id);
+        self.inner.by_id.cache.forget(key_id);
     }
 
     /// Writes the last uses of keys, noted by the second, to the database. On failure they stay
@@ -191,9 +228,48 @@ impl Authenticator {
 }
 
 impl Inner {
+    fn known(&self, wanted: &Wanted) -> &Known {
+        match wanted {
+            Wanted::Hash(_) => &self.by_hash,
+            Wanted::Id(_) => &self.by_id,
+        }
+    }
+
+    /// The principal of a key, from memory or the database.
+    async fn find(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        now: DateTime<Utc>,
+    ) -> Result<Arc<KeyPrincipal>, AuthError> {
+        for _ in 0..LOADS_PER_REQUEST_MAX {
+            if let Some(answer) = self.answer(&wanted, now) {
+                return answer;
+            }
+            if !self.outage.may_ask(now) {
+                // Another request asks for all of us; meanwhile there is an answer from memory.
+                continue;
+            }
+            let ask = || Arc::clone(self).ask(wanted, now);
+            let Some(load) = self.known(&wanted).loads.join(wanted.name(), ask) else {
+                return self.answer_without_database(&wanted, now);
+            };
+            match load.await {
+                Ok(Loaded::Known(entry)) if entry.is_forgotten() => {}
+                Ok(Loaded::Known(entry)) => return self.accept(&entry, now),
+                Ok(Loaded::Refused) => return Err(AuthError::Invalid),
+                Err(_) => return self.answer_without_database(&wanted, now),
+            }
+        }
+        self.answer_without_database(&wanted, now)
+    }
+
     /// The answer where it takes no database.
-    fn answer(&self, hash: &Hash, now: DateTime<Utc>) -> Option<Result<Principal, AuthError>> {
-        match self.cache.look(hash, now) {
+    fn answer(
+        &self,
+        wanted: &Wanted,
+        now: DateTime<Utc>,
+    ) -> Option<Result<Arc<KeyPrincipal>, AuthError>> {
+        match self.known(wanted).cache.look(&wanted.name(), now) {
             Look::Fresh(entry) => Some(self.accept(&entry, now)),
             Look::Stale(entry) => self.outage.holds(now).then(|| self.accept(&entry, now)),
             Look::Refused => Some(Err(AuthError::Invalid)),
@@ -207,17 +283,17 @@ impl Inner {
     /// The answer after the database could not be asked.
     fn answer_without_database(
         &self,
-        hash: &Hash,
+        wanted: &Wanted,
         now: DateTime<Utc>,
-    ) -> Result<Principal, AuthError> {
-        match self.cache.look(hash, now) {
+    ) -> Result<Arc<KeyPrincipal>, AuthError> {
+        match self.known(wanted).cache.look(&wanted.name(), now) {
             Look::Fresh(entry) | Look::Stale(entry) => self.accept(&entry, now),
             Look::Refused => Err(AuthError::Invalid),
             Look::Missing => Err(AuthError::Unavailable),
         }
     }
 
-    fn accept(&self, entry: &Entry, now: DateTime<Utc>) -> Result<Principal, AuthError> {
+    fn accept(&self, entry: &Entry, now: DateTime<Utc>) -> Result<Arc<KeyPrincipal>, AuthError> {
         let principal = &entry.principal;
         if principal
             .expires_at
@@ -228,15 +304,16 @@ impl Inner {
         if entry.is_to_note(now) {
             self.uses.note(principal.key_id, now);
         }
-        Ok(Principal::Key(Arc::clone(principal)))
+        Ok(Arc::clone(principal))
     }
 
     /// Asks the database about a key, again when it was forgotten meanwhile.
-    async fn ask(self: Arc<Self>, hash: Hash, now: DateTime<Utc>) -> Result<Loaded, AuthError> {
+    async fn ask(self: Arc<Self>, wanted: Wanted, now: DateTime<Utc>) -> Result<Loaded, AuthError> {
         let started = Instant::now();
+        let cache = &self.known(&wanted).cache;
         for _ in 0..LOADS_PER_REQUEST_MAX {
-            let epoch = self.cache.epoch();
-            let asked = tokio::time::timeout(LOAD_TIMEOUT, self.store.key_by_hash(&hash)).await;
+            let epoch = cache.epoch();
+            let asked = tokio::time::timeout(LOAD_TIMEOUT, wanted.load(&self.store)).await;
             let slow = || StoreError::Unavailable(format!("no answer within {LOAD_TIMEOUT:?}"));
             let found = match asked.unwrap_or_else(|_| Err(slow())) {
                 Ok(found) => found,
@@ -247,10 +324,47 @@ impl Inner {
                 }
             };
             self.outage.over();
-            if let Some(loaded) = self.cache.settle(epoch, &hash, found, now) {
+            if let Some(loaded) = cache.settle(epoch, &wanted.name(), found, now) {
                 return Ok(loaded);
             }
         }
         Err(AuthError::Unavailable)
+    }
+}
+
+impl Wanted {
+    /// What the key is filed under.
+    fn name(&self) -> Hash {
+        match self {
+            Wanted::Hash(hash) => *hash,
+            Wanted::Id(id) => {
+                let mut name = [0; 32];
+                name[..16].copy_from_slice(id.as_bytes());
+                name
+            }
+        }
+    }
+
+    async fn load(&self, store: &Store) -> Result<Option<KeyForAuth>, StoreError> {
+        match self {
+            Wanted::Hash(hash) => store.key_by_hash(hash).await,
+            Wanted::Id(id) => {
+                let found = store.key_by_id(*id).await?;
+                // What it is filed under stands in the place of its hash, which nobody has shown.
+                Ok(found.map(|found| KeyForAuth {
+                    hash: self.name(),
+                    ..found
+                }))
+            }
+        }
+    }
+}
+
+impl From<Refusal> for AuthError {
+    fn from(refusal: Refusal) -> AuthError {
+        match refusal {
+            Refusal::Invalid => AuthError::Invalid,
+            Refusal::Expired => AuthError::TokenExpired,
+        }
     }
 }

@@ -22,6 +22,8 @@ pub(super) fn run(args: Args, mut configured: Configured) -> anyhow::Result<i32>
     let config = configured.loaded.config.clone();
     let log = logging::init(&config.logging).context("starting the log")?;
     let salt = config::salt_at_start(&config).context("reading the API key salt")?;
+    let tokens = config::tokens_at_start(&config).context("reading the secret of access tokens")?;
+    let tokens = auth::TokenKeyring::prepare(tokens)?;
     let control = super::runtime()?;
     let result = control.block_on(async {
         let store = Store::connect(&config.store)
@@ -29,6 +31,7 @@ pub(super) fn run(args: Args, mut configured: Configured) -> anyhow::Result<i32>
             .context("opening the database")?;
         bring_up_to_date(&config, &store).await?;
         let auth = auth::Authenticator::new(config.auth.settings(salt), store.clone());
+        auth.install_tokens(tokens);
         let first_admin = config.environment == Environment::Development;
         let server = Server::prepare(configured, store.clone(), auth.clone()).await?;
         // Last, so that a key is only made, and shown, by a start that succeeds.

@@ -205,10 +205,6 @@ impl Context {
         self.problems.push(variable(name, message, hint));
     }
 
-    pub fn variable_warning(&mut self, name: &str, message: impl Display, hint: &str) {
-        self.warnings.push(variable(name, message, hint));
-    }
-
     /// The whole file can't be used.
     pub fn file_problem(&mut self, message: impl Display, hint: &str) {
         self.problem(&Path::default(), message, hint);

@@ -43,7 +43,7 @@ pub const VARIABLES: [Variable; 25] = [
     secret("DATABASE_URL", "database.url"),
     secret("REDIS_URL", ""),
     secret("API_SALT", "auth.salt"),
-    secret("JWT_SECRET", ""),
+    secret("JWT_SECRET", "auth.tokens.secret"),
     secret("ARTIFACT_KEY", "sandbox.artifacts.key"),
     variable("SERVER_HOST", "server.https[0].address"),
     variable("SERVER_PORT", "server.https[0].address"),
@@ -189,6 +189,9 @@ impl<'a> Over<'a> {
         if let Some(salt) = self.secret("API_SALT", "API_SALT_FILE") {
             file.auth.salt = Some(Secret::new(salt));
         }
+        if let Some(secret) = self.secret("JWT_SECRET", "JWT_SECRET_FILE") {
+            file.auth.tokens.secret = Some(Secret::new(secret));
+        }
         if let Some(key) = self.secret("ARTIFACT_KEY", "ARTIFACT_KEY_FILE") {
             file.sandbox.artifacts.key = Some(Secret::new(key));
         }
@@ -201,16 +204,6 @@ impl<'a> Over<'a> {
                 name,
                 "limits shared by several processes are not supported",
                 hint,
-            );
-        }
-        if let Some(name) = ["JWT_SECRET", "JWT_SECRET_FILE"]
-            .into_iter()
-            .find(|name| self.get(name).is_some())
-        {
-            self.cx.variable_warning(
-                name,
-                "is not used: this version issues no access tokens",
-                "",
             );
         }
     }

@@ -31,7 +31,7 @@ pub use context::Source;
 pub use env::{VARIABLES, Variable, process_variables};
 pub use problem::{Origin, Path, Problem, Problems};
 pub use reload::RELOADABLE;
-pub use secret::SaltSource;
+pub use secret::{SaltSource, TokenSecretSource};
 pub use values::{Period, Size};
 
 use context::Context;
@@ -83,7 +83,8 @@ pub struct Server {
     pub upstream_idle_max: usize,
 }
 
-/// Settings of authentication, all but the salt itself, which [`salt_at_start`] fetches.
+/// Settings of authentication, all but the secrets, which [`salt_at_start`] and [`tokens_at_start`]
+/// fetch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Auth {
     pub salt: SaltSource,
@@ -91,6 +92,19 @@ pub struct Auth {
     pub negative_ttl: Duration,
     pub outage_grace: Duration,
     pub cache_keys_max: u64,
+    /// `None` issues no tokens.
+    pub tokens: Option<Tokens>,
+}
+
+/// Settings of access and refresh tokens, all but the secrets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tokens {
+    pub secrets: TokenSecretSource,
+    pub issuer: String,
+    pub audience: String,
+    pub access_ttl: Duration,
+    pub refresh_ttl: Duration,
+    pub session_ttl: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,6 +221,25 @@ pub fn salt_at_start(config: &Config) -> io::Result<auth::Salt> {
     config.auth.salt.read_or_create()
 }
 
+/// The settings of access tokens, their secrets read or made as the salt is; `None` where there are
+/// to be none.
+///
+/// # Errors
+/// As for [`salt_at_start`].
+pub fn tokens_at_start(config: &Config) -> io::Result<Option<auth::TokenSettings>> {
+    let Some(tokens) = &config.auth.tokens else {
+        return Ok(None);
+    };
+    Ok(Some(auth::TokenSettings {
+        secrets: tokens.secrets.read_or_create()?,
+        issuer: tokens.issuer.clone(),
+        audience: tokens.audience.clone(),
+        access_ttl: tokens.access_ttl,
+        refresh_ttl: tokens.refresh_ttl,
+        family_ttl: tokens.session_ttl,
+    }))
+}
+
 /// The JSON Schema of the file, as `conf/wasm-wizard.schema.json` has it.
 pub fn json_schema() -> String {
     let schema = schemars::schema_for!(file::File);
@@ -219,6 +252,11 @@ pub fn json_schema() -> String {
 /// Where the development salt is kept, relative to the working directory.
 fn development_salt() -> PathBuf {
     PathBuf::from("data/api_salt")
+}
+
+/// Where the development secret of access tokens is kept.
+fn development_token_secret() -> PathBuf {
+    PathBuf::from("data/jwt_secret")
 }
 
 fn read_file(path: &FilePath, cx: &mut Context) -> Option<String> {

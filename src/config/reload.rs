@@ -9,6 +9,7 @@ use super::{Loaded, file};
 /// Keys that a reload takes over, each with everything below it. What is not named here needs a
 /// restart, and so does a new key until somebody has thought about it.
 pub const RELOADABLE: &[&str] = &[
+    "auth.tokens",
     "compression",
     "headers",
     "logging.access",
@@ -53,7 +54,7 @@ impl Loaded {
         // Secrets are hidden in what was compared.
         let (old, new) = (&self.config, &new.config);
         for (key, is_other) in [
-            ("auth.salt", old.auth != new.auth),
+            ("auth.salt", old.auth.salt != new.auth.salt),
             ("database.url", old.store != new.store),
             (
                 "sandbox.artifacts.key",

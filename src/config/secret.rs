@@ -12,7 +12,7 @@ use serde::ser::SerializeMap;
 use serde::{Serializer, ser};
 
 use super::values::Secret;
-use crate::auth::Salt;
+use crate::auth::{Salt, TokenSecret};
 
 /// Fewest characters of a salt.
 pub const SALT_CHARS_MIN: usize = 32;
@@ -40,6 +40,24 @@ impl fmt::Debug for SaltSource {
     }
 }
 
+/// Where the secrets of access tokens come from, in the same way.
+#[derive(Clone, PartialEq)]
+pub enum TokenSecretSource {
+    /// From the configuration: the first signs, the others still verify.
+    Given(Vec<TokenSecret>),
+    /// From this file, which the first start makes. Development only.
+    File(PathBuf),
+}
+
+impl fmt::Debug for TokenSecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TokenSecretSource::Given(secrets) => write!(f, "Given({} {HIDDEN})", secrets.len()),
+            TokenSecretSource::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
 impl SaltSource {
     /// The salt; makes the file on the first start. Concurrent first starts agree on one salt.
     ///
@@ -48,14 +66,40 @@ impl SaltSource {
     pub fn read_or_create(&self) -> io::Result<Salt> {
         match self {
             SaltSource::Given(salt) => Ok(salt.clone()),
-            SaltSource::File(path) => match read_salt(path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    create_salt(path).map_err(|error| named(path, &error))?;
-                    read_salt(path)
-                }
-                result => result,
-            },
+            SaltSource::File(path) => {
+                let text = read_or_create(path, "salt", "all API keys made with it are void")?;
+                Salt::new(text).map_err(|error| refused(path, &format!("holds no salt: {error}")))
+            }
         }
+    }
+}
+
+impl TokenSecretSource {
+    /// The secrets; makes the file on the first start, as for the salt.
+    ///
+    /// # Errors
+    /// When the file can't be read or made, holds no secret, or can be read by others.
+    pub fn read_or_create(&self) -> io::Result<Vec<TokenSecret>> {
+        match self {
+            TokenSecretSource::Given(secrets) => Ok(secrets.clone()),
+            TokenSecretSource::File(path) => {
+                let text =
+                    read_or_create(path, "secret", "all access tokens made with it are void")?;
+                Ok(vec![TokenSecret::new(text)])
+            }
+        }
+    }
+}
+
+/// The secret in a file, which is made if it is not there. `what` it is, and what its loss means, are
+/// for people.
+fn read_or_create(path: &Path, what: &str, loss: &str) -> io::Result<String> {
+    match read_secret(path, what, loss) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create_secret(path).map_err(|error| named(path, &error))?;
+            read_secret(path, what, loss)
+        }
+        result => result,
     }
 }
 
@@ -63,16 +107,18 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-fn read_salt(path: &Path) -> io::Result<Salt> {
-    let refused = |message: &str| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{}: {message}", path.display()),
-        )
-    };
+fn refused(path: &Path, message: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("{}: {message}", path.display()),
+    )
+}
+
+fn read_secret(path: &Path, what: &str, loss: &str) -> io::Result<String> {
     let file = File::open(path).map_err(|error| named(path, &error))?;
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
         return Err(refused(
+            path,
             "others can read this secret; run chmod 600, or remove it if it is known",
         ));
     }
@@ -82,16 +128,15 @@ fn read_salt(path: &Path) -> io::Result<Salt> {
         .map_err(|error| named(path, &error))?;
     let text = text.trim_end_matches(['\n', '\r']);
     if text.chars().count() < SALT_CHARS_MIN {
-        return Err(refused(
-            "holds no salt; remove it, and all API keys made with it are void",
-        ));
+        let message = format!("holds no {what}; remove it, and {loss}");
+        return Err(refused(path, &message));
     }
-    Salt::new(text).map_err(|error| refused(&format!("holds no salt: {error}")))
+    Ok(text.to_owned())
 }
 
-/// Writes a new salt aside and links it into place, which fails where another start was faster: its
-/// salt is the one then.
-fn create_salt(path: &Path) -> io::Result<()> {
+/// Writes a new secret aside and links it into place, which fails where another start was faster: its
+/// secret is the one then.
+fn create_secret(path: &Path) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -101,9 +146,9 @@ fn create_salt(path: &Path) -> io::Result<()> {
         .mode(0o700)
         .create(directory)?;
     let random = random_hex()?;
-    let (salt, suffix) = random.split_at(64);
-    let aside = directory.join(format!(".api_salt.{suffix}"));
-    let linked = write_aside(&aside, salt).and_then(|()| match fs::hard_link(&aside, path) {
+    let (secret, suffix) = random.split_at(64);
+    let aside = directory.join(format!(".secret.{suffix}"));
+    let linked = write_aside(&aside, secret).and_then(|()| match fs::hard_link(&aside, path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => result,
     });
@@ -111,18 +156,18 @@ fn create_salt(path: &Path) -> io::Result<()> {
     linked.and(removed)
 }
 
-fn write_aside(path: &Path, salt: &str) -> io::Result<()> {
+fn write_aside(path: &Path, secret: &str) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)?;
-    file.write_all(salt.as_bytes())?;
+    file.write_all(secret.as_bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()
 }
 
-/// 64 digits for the salt and 16 for a file name.
+/// 64 digits for the secret and 16 for a file name.
 fn random_hex() -> io::Result<String> {
     let mut random = [0_u8; 40];
     getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;

@@ -94,13 +94,21 @@ impl Gateway {
             Ok(Principal::Key(_)) => "ok",
             Err(AuthError::Malformed) => "malformed",
             Err(AuthError::Invalid) => "invalid",
+            Err(AuthError::TokenExpired) => "expired",
             Err(AuthError::Unavailable) => "unavailable",
         });
         ctx.principal = result.map_err(|error| match error {
             AuthError::Malformed => Failure::unauthorized(
                 "the credential is malformed: send one `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",
             ),
-            AuthError::Invalid => Failure::unauthorized("the API key is unknown, revoked or expired"),
+            AuthError::Invalid => {
+                Failure::unauthorized("the API key or access token is unknown, revoked or expired")
+            }
+            AuthError::TokenExpired => Failure::new(
+                StatusCode::UNAUTHORIZED,
+                code::TOKEN_EXPIRED,
+                "the access token has expired: refresh it at /api/auth/token/refresh, without this header",
+            ),
             AuthError::Unavailable => Failure::unavailable(
                 "authentication_unavailable",
                 "the key can't be checked right now; try again shortly",

@@ -17,12 +17,19 @@ use crate::telemetry::metrics::{RouteMetrics, metrics};
 /// Where ACME clients answer HTTP-01 challenges (RFC 8555 section 8.3).
 pub(super) const ACME_CHALLENGE_PREFIX: &str = "/.well-known/acme-challenge/";
 
+/// Where the public keys of access tokens are (RFC 8414 section 2 calls the page `jwks_uri`).
+pub(super) const JWKS_PATH: &str = "/.well-known/jwks.json";
+
+/// How long others may keep that page. A new key is published before it signs, at least so long.
+const JWKS_CACHE: &str = "public, max-age=300";
+
 /// Counters of what is not a route.
 pub struct BuiltinMetrics {
     pub(super) health: RouteMetrics,
     pub(super) metrics: RouteMetrics,
     pub(super) challenge: RouteMetrics,
     pub(super) api: RouteMetrics,
+    pub(super) jwks: RouteMetrics,
     pub(super) redirect: RouteMetrics,
     pub(super) none: RouteMetrics,
 }
@@ -34,6 +41,7 @@ impl Default for BuiltinMetrics {
             metrics: RouteMetrics::new("builtin:metrics"),
             challenge: RouteMetrics::new("builtin:challenge"),
             api: RouteMetrics::new("builtin:api"),
+            jwks: RouteMetrics::new("builtin:jwks"),
             redirect: RouteMetrics::new("builtin:redirect"),
             none: RouteMetrics::new("builtin:none"),
         }
@@ -120,6 +128,22 @@ impl Gateway {
         head.insert_header(header::CONTENT_TYPE, "application/octet-stream")?;
         head.insert_header(header::CACHE_CONTROL, "no-store")?;
         Ok(self.send(session, ctx, head, answer).await?)
+    }
+
+    /// The public keys of access tokens, for whoever wants to verify them (RFC 7517 section 5).
+    pub(super) async fn jwks(&self, session: &mut Session, ctx: &mut Ctx) -> Result<(), Stop> {
+        let Some(jwks) = self.shared.auth.jwks() else {
+            return Err(Failure::not_found("this gateway issues no access tokens").into());
+        };
+        if is_options(session) {
+            return self.options(session, ctx, PAGE_METHODS).await;
+        }
+        only_get(session)?;
+        let mut head = ResponseHeader::build(StatusCode::OK, Some(12))?;
+        head.insert_header(header::CONTENT_TYPE, "application/jwk-set+json")?;
+        head.insert_header(header::CACHE_CONTROL, JWKS_CACHE)?;
+        let body = Bytes::copy_from_slice(jwks.as_bytes());
+        Ok(self.send(session, ctx, head, body).await?)
     }
 
     /// Says which methods there are (RFC 9110 section 9.3.7).

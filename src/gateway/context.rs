@@ -66,6 +66,7 @@ pub(super) enum HandledBy {
     /// A challenge of an authority that signs certificates.
     Challenge,
     Api,
+    Jwks,
     Redirect,
     /// The route with this index in the request's plan.
     Route {
@@ -125,6 +126,7 @@ impl Ctx {
             | HandledBy::Metrics
             | HandledBy::Challenge
             | HandledBy::Api
+            | HandledBy::Jwks
             | HandledBy::Redirect => None,
         }
     }
@@ -138,6 +140,7 @@ impl Ctx {
             | HandledBy::Metrics
             | HandledBy::Challenge
             | HandledBy::Api
+            | HandledBy::Jwks
             | HandledBy::Redirect => None,
         }
     }
@@ -166,6 +169,7 @@ impl Gateway {
             HandledBy::Metrics => ("builtin:metrics", &builtin.metrics),
             HandledBy::Challenge => ("builtin:challenge", &builtin.challenge),
             HandledBy::Api => ("builtin:api", &builtin.api),
+            HandledBy::Jwks => ("builtin:jwks", &builtin.jwks),
             HandledBy::Redirect => ("builtin:redirect", &builtin.redirect),
             HandledBy::Route { index } => match ctx.plan.planned(*index) {
                 Some(planned) => (

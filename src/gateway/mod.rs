@@ -92,6 +92,7 @@ enum Wanted {
         https_port: u16,
     },
     Api,
+    Jwks,
     Route,
     Nothing,
 }
@@ -152,6 +153,10 @@ impl Gateway {
                 ctx.handled_by = HandledBy::Api;
                 self.control_plane(session, ctx).await?;
             }
+            Wanted::Jwks => {
+                ctx.handled_by = HandledBy::Jwks;
+                self.jwks(session, ctx).await?;
+            }
             Wanted::Route => return self.serve(session, ctx).await,
             Wanted::Nothing => return Err(not_found().into()),
         }
@@ -184,6 +189,7 @@ impl Gateway {
             (Serves::Everything, None) if path == "/api" || path.starts_with("/api/") => {
                 Wanted::Api
             }
+            (Serves::Everything, None) if path == builtin::JWKS_PATH => Wanted::Jwks,
             (Serves::Everything, None) => Wanted::Route,
         })
     }

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::compress::{self, Encoder};
 use super::connection::{Facts, Refusal};
 use super::{Ctx, Gateway, Shared, cors, request};
-use crate::failure::Failure;
+use crate::failure::{Failure, code};
 use crate::limits;
 use crate::route::HeaderEdits;
 use crate::sandbox::Usage;
@@ -260,7 +260,13 @@ fn failure_head(failure: &Failure) -> Result<ResponseHeader, Box<Error>> {
         head.insert_header(header::ALLOW, allow.as_str())?;
     }
     if failure.status == StatusCode::UNAUTHORIZED {
-        head.insert_header(header::WWW_AUTHENTICATE, "Bearer realm=\"wasm-wizard\"")?;
+        // RFC 6750 section 3.1: what a client that knows no codes of ours refreshes on.
+        let challenge = if failure.code == code::TOKEN_EXPIRED {
+            "Bearer realm=\"wasm-wizard\", error=\"invalid_token\", error_description=\"The access token expired\""
+        } else {
+            "Bearer realm=\"wasm-wizard\""
+        };
+        head.insert_header(header::WWW_AUTHENTICATE, challenge)?;
     }
     Ok(head)
 }

@@ -12,6 +12,7 @@ use tokio::signal::unix::Signal;
 
 use super::{Configured, make_development_certificates, parts};
 use crate::api;
+use crate::auth::{NoTokenKey, TokenKeyring};
 use crate::config::{self, Config, Problems};
 use crate::gateway::plan::{Plan, PlanError};
 use crate::gateway::{Listener, Shared};
@@ -54,6 +55,10 @@ pub(super) enum ReloadError {
     Certificates(#[from] TlsError),
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error("the secret of access tokens: {0}")]
+    TokenSecret(std::io::Error),
+    #[error(transparent)]
+    TokenKey(#[from] NoTokenKey),
 }
 
 /// What made a reload happen.
@@ -134,12 +139,15 @@ impl Reloader {
             return Err(ReloadError::NeedsRestart(fixed));
         }
         let prepared = self.prepare_tls(&loaded.config)?;
+        let tokens = config::tokens_at_start(&loaded.config).map_err(ReloadError::TokenSecret)?;
+        let tokens = TokenKeyring::prepare(tokens)?;
         let before = self.shared.plan.load_full();
         let parts = parts(&loaded.config, &self.control_plane);
         let plan = Plan::prepare(parts, &self.registry, Some(&before)).await?;
         // Nothing fails from here on.
         let plan = Arc::new(plan);
         self.shared.plan.store(Arc::clone(&plan));
+        self.shared.auth.install_tokens(tokens);
         for (terminator, prepared) in self.terminators.iter().zip(prepared) {
             terminator.install(prepared);
         }

@@ -129,6 +129,21 @@ impl Store {
         })
     }
 
+    /// The key with this id, revoked and expired ones included.
+    pub async fn key_by_id(&self, id: Uuid) -> Result<Option<KeyForAuth>, StoreError> {
+        on_connection!(self, |conn| {
+            let row: Option<KeyForAuthRow> = sqlx::query_as(
+                "SELECT k.id, k.user_id, k.name, k.prefix, k.tier, k.scopes, k.created_at, k.expires_at, \
+                 k.revoked_at, k.last_used_at, k.hash, u.role, u.disabled_at \
+                 FROM api_keys k JOIN users u ON u.id = k.user_id WHERE k.id = $1",
+            )
+            .bind(id)
+            .fetch_optional(&mut *conn)
+            .await?;
+            row.map(KeyForAuth::try_from).transpose()
+        })
+    }
+
     /// A user's keys, newest first.
     pub async fn keys_of_user(&self, user_id: Uuid) -> Result<Vec<Key>, StoreError> {
         on_connection!(self, |conn| {

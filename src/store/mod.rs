@@ -12,6 +12,7 @@ pub mod modules;
 mod pool;
 mod settings;
 mod sqlite;
+pub mod tokens;
 pub mod usage;
 pub mod users;
 mod values;

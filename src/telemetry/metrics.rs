@@ -81,7 +81,14 @@ pub fn metrics() -> &'static Metrics {
     &METRICS
 }
 
-const AUTHENTICATIONS: [&str; 5] = ["anonymous", "ok", "malformed", "invalid", "unavailable"];
+const AUTHENTICATIONS: [&str; 6] = [
+    "anonymous",
+    "ok",
+    "expired",
+    "malformed",
+    "invalid",
+    "unavailable",
+];
 
 impl Metrics {
     pub fn rate_limit(&self, allowed: bool) {

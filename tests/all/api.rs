@@ -155,6 +155,7 @@ impl World {
             tier,
             scopes: Scopes::of_role(Role::User),
             expires_at: None,
+            token_family: None,
         }
     }
 

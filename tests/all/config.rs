@@ -36,6 +36,7 @@ const EXAMPLES: [Example; 6] = [
                 "postgres://wasm-wizard@db.example/wasm-wizard",
             ),
             ("API_SALT", "5f0c2e9b7a1d4386e8f5b0c7d2a94163"),
+            ("JWT_SECRET", "94d1a7e06c3b5f2208b7ce914fa3d685"),
         ],
     ),
     ("upstreams.yaml", 5, &[]),
@@ -74,9 +75,11 @@ fn the_production_example_is_production_and_asks_for_its_secrets() {
     let problems = Config::load(Some(&path), &variables(&[]))
         .unwrap_err()
         .to_string();
-    assert_eq!(problems.lines().count(), 2, "{problems}");
+    assert_eq!(problems.lines().count(), 3, "{problems}");
     assert!(
-        problems.contains("set API_SALT") && problems.contains("set DATABASE_URL"),
+        ["set API_SALT", "set JWT_SECRET", "set DATABASE_URL"]
+            .iter()
+            .all(|remedy| problems.contains(remedy)),
         "{problems}"
     );
     let (_, _, pairs) = EXAMPLES[3];

@@ -26,6 +26,7 @@ fn image() -> Config {
             "postgres://wasm_wizard:x@postgres/wasm_wizard",
         ),
         ("API_SALT", "5f0c2e9b7a1d4386e8f5b0c7d2a94163"),
+        ("JWT_SECRET", "94d1a7e06c3b5f2208b7ce914fa3d685"),
     ];
     let variables: BTreeMap<String, String> = secrets
         .map(|(name, value)| (name.to_owned(), value.to_owned()))

@@ -209,8 +209,14 @@ async fn the_program_runs_in_the_tree_of_the_image() {
         "5f0c2e9b7a1d4386e8f5b0c7d2a94163",
     )
     .unwrap();
+    std::fs::write(
+        image.dir.path().join("tls/jwt_secret"),
+        "94d1a7e06c3b5f2208b7ce914fa3d685",
+    )
+    .unwrap();
     let with_secrets = |mut command: Command| {
         command
+            .env("JWT_SECRET_FILE", "/etc/tls/jwt_secret")
             .env("DATABASE_URL_FILE", "/etc/tls/database_url")
             .env("API_SALT_FILE", "/etc/tls/api_salt");
         command

@@ -39,6 +39,7 @@ mod supply;
 mod support;
 mod tidy;
 mod tls;
+mod tokens;
 mod tour;
 mod upgrade;
 mod upstreams;

@@ -52,6 +52,8 @@ fn allowed_status(endpoint: &Endpoint) -> u16 {
         ("POST", "/api/wasm/modules/{id}/execute") => 404,
         ("POST", "/api/auth/keys") => 201,
         ("DELETE", "/api/auth/keys/{id}") => 404,
+        ("POST", "/api/auth/token") => 200,
+        ("POST", "/api/auth/token/refresh" | "/api/auth/token/revoke") => 400,
         (method, path) => panic!("say what {method} {path} answers to a caller who may use it"),
     }
 }
@@ -59,12 +61,14 @@ fn allowed_status(endpoint: &Endpoint) -> u16 {
 /// What the table of endpoints says of a caller: status and code.
 fn expected(endpoint: &Endpoint, kind: Option<Kind>) -> (u16, Option<&'static str>) {
     match (endpoint.asks, kind) {
-        (Asks::Key { .. }, None) => (401, Some("unauthorized")),
+        (Asks::Key { .. } | Asks::AnyKey, None) => (401, Some("unauthorized")),
         (Asks::Key { scope, .. }, Some(kind)) if !kind.scopes.has(scope) => {
             (403, Some("insufficient_scope"))
         }
         (Asks::Key { role, .. }, Some(kind)) if kind.role < role => (403, Some("forbidden")),
-        (Asks::Key { .. }, Some(_)) => (allowed_status(endpoint), None),
+        (Asks::Key { .. } | Asks::AnyKey, Some(_)) | (Asks::Nothing, _) => {
+            (allowed_status(endpoint), None)
+        }
     }
 }
 
@@ -151,14 +155,18 @@ fn every_endpoint_is_documented() {
     let docs = std::fs::read_to_string(crate::support::root().join("docs/API.md")).unwrap();
     for endpoint in ENDPOINTS {
         let name = format!("`{} {}`", endpoint.method, endpoint.path);
-        let Asks::Key { scope, .. } = endpoint.asks;
+        let scope = match endpoint.asks {
+            Asks::Key { scope, .. } => format!("| `{scope}`"),
+            Asks::AnyKey => "| any |".to_owned(),
+            Asks::Nothing => "| |".to_owned(),
+        };
         let row = docs
             .lines()
             .find(|line| line.starts_with("| `") && line.contains(&name));
         let row = row.unwrap_or_else(|| panic!("{name} has no row in docs/API.md"));
         assert!(
-            row.contains(&format!("| `{scope}`")),
-            "the row of {name} in docs/API.md must name `{scope}`: {row}"
+            row.contains(&scope),
+            "the row of {name} in docs/API.md must have `{scope}`: {row}"
         );
     }
 }

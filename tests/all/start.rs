@@ -72,7 +72,7 @@ fn production_names_everything_that_is_unsafe() {
     let out = run(dir.path(), &["serve"], &[("ENVIRONMENT", "production")]);
     assert_eq!(out.status.code(), Some(1));
     let text = String::from_utf8(out.stderr).unwrap();
-    for must in ["TLS_CERT_PATH", "API_SALT", "DATABASE_URL"] {
+    for must in ["TLS_CERT_PATH", "API_SALT", "JWT_SECRET", "DATABASE_URL"] {
         assert!(text.contains(must), "{must} is not named:\n{text}");
     }
     assert!(

@@ -4,6 +4,7 @@ mod accounts;
 mod failures;
 mod migrations;
 mod modules;
+mod tokens;
 mod usage;
 
 use std::time::{Duration, Instant};

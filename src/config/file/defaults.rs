@@ -163,6 +163,21 @@ impl Default for Auth {
             negative_ttl: Period::secs(10),
             outage_grace: Period::secs(600),
             key_cache_max: 100_000,
+            tokens: Tokens::default(),
+        }
+    }
+}
+
+impl Default for Tokens {
+    fn default() -> Tokens {
+        Tokens {
+            enabled: true,
+            secret: None,
+            issuer: "wasm-wizard".to_string(),
+            audience: "wasm-wizard".to_string(),
+            access_ttl: Period::secs(600),
+            refresh_ttl: Period::secs(30 * 86_400),
+            session_ttl: Period::secs(90 * 86_400),
         }
     }
 }

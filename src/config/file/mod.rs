@@ -41,7 +41,7 @@ pub struct File {
     pub database: Database,
     /// Records of executions.
     pub usage: Usage,
-    /// API keys.
+    /// API keys and access tokens.
     pub auth: Auth,
     /// The global limits of guests, and the sandbox they run in.
     pub sandbox: Sandbox,
@@ -285,6 +285,28 @@ pub struct Auth {
     pub outage_grace: Period,
     /// Keys kept in memory.
     pub key_cache_max: u32,
+    /// Access and refresh tokens.
+    pub tokens: Tokens,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tokens {
+    /// Whether keys can be exchanged for tokens.
+    pub enabled: bool,
+    /// Secret that the signing key is derived from; further lines still verify. Better: JWT_SECRET
+    /// or JWT_SECRET_FILE.
+    pub secret: Option<Secret>,
+    /// Who signs: the claim `iss`.
+    pub issuer: String,
+    /// Whom the tokens are for: the claim `aud`.
+    pub audience: String,
+    /// Life of an access token.
+    pub access_ttl: Period,
+    /// Life of a refresh token that is not used.
+    pub refresh_ttl: Period,
+    /// How long tokens can be refreshed before the key is needed again.
+    pub session_ttl: Period,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

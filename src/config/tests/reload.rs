@@ -59,6 +59,12 @@ fn a_secret_that_changes_is_seen_although_it_is_hidden() {
     );
     let keys = running.needs_restart(&with("6f0c2e9b7a1d4386e8f5b0c7d2a94163"));
     assert_eq!(keys, ["auth.salt"]);
+    // The secret of access tokens may change.
+    let with = |secret: &str| Config::load(None, &variables(&[("JWT_SECRET", secret)])).unwrap();
+    let running = with("5f0c2e9b7a1d4386e8f5b0c7d2a94163");
+    let new = with("6f0c2e9b7a1d4386e8f5b0c7d2a94163");
+    assert!(running.config != new.config);
+    assert_eq!(running.needs_restart(&new), Vec::<String>::new());
 }
 
 #[test]

@@ -99,6 +99,7 @@ fn paths_of_the_gateway_are_not_taken() {
         "/readyz",
         "/.well-known/acme-challenge/*",
         "/.well-known/acme-challenge/{token}",
+        "/.well-known/jwks.json",
         "/metrics",
     ] {
         assert!(bad(&at(path)).contains("routes[0].match.path"), "{path}");
@@ -110,6 +111,7 @@ fn paths_of_the_gateway_are_not_taken() {
         "/apis",
         "/healthy",
         "/.well-known/security.txt",
+        "/.well-known/jwks.json/x",
         "/.well-known/*",
         "/x/api",
     ] {

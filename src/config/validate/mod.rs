@@ -9,6 +9,7 @@ mod proxy;
 mod routes;
 mod server;
 mod targets;
+mod tokens;
 mod usage;
 
 use std::collections::BTreeSet;
@@ -133,8 +134,10 @@ fn auth(file: &File, cx: &mut Context) -> Option<Auth> {
         Period::secs(7 * 86_400),
     );
     cx.count(&at.key("key_cache_max"), auth.key_cache_max, 1, 10_000_000);
+    let tokens = tokens::tokens(file, cx);
     Some(Auth {
         salt: salt(file, cx)?,
+        tokens: tokens?,
         cache_ttl: auth.key_cache_ttl.0,
         negative_ttl: auth.negative_ttl.0,
         outage_grace: auth.outage_grace.0,

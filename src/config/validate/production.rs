@@ -17,6 +17,8 @@ enum Gravity {
 
 const NEW_SALT: &str = "set API_SALT, or API_SALT_FILE, to the output of: openssl rand -hex 32";
 
+const NEW_TOKEN_SECRET: &str = "set JWT_SECRET, or JWT_SECRET_FILE, to the output of: openssl rand -hex 32; or auth.tokens.enabled to false";
+
 pub fn rules(file: &File, cx: &mut Context) {
     let (salt, rest) = match file.environment {
         Environment::Development => (Gravity::Warning, Gravity::Nothing),
@@ -24,6 +26,7 @@ pub fn rules(file: &File, cx: &mut Context) {
         Environment::Production => (Gravity::Problem, Gravity::Problem),
     };
     salt_rule(file, salt, cx);
+    token_secret_rule(file, salt, cx);
     database_rule(file, rest, cx);
     certificate_rule(file, rest, cx);
     plain_http_rule(file, rest, cx);
@@ -59,6 +62,32 @@ fn salt_rule(file: &File, gravity: Gravity, cx: &mut Context) {
             let is_long_enough = salt.reveal().chars().count() >= SALT_CHARS_MIN;
             if let (true, Some(weakness)) = (is_long_enough, salt_weakness(salt.reveal())) {
                 report(gravity, &path, weakness, NEW_SALT, cx);
+            }
+        }
+    }
+}
+
+fn token_secret_rule(file: &File, gravity: Gravity, cx: &mut Context) {
+    let path = Path::from("auth.tokens.secret");
+    let tokens = &file.auth.tokens;
+    match &tokens.secret {
+        _ if !tokens.enabled => {}
+        None => {
+            if !matches!(file.environment, Environment::Development) {
+                let message = format!("is required in {}", name(file.environment));
+                report(gravity, &path, &message, NEW_TOKEN_SECRET, cx);
+            }
+        }
+        Some(secret) => {
+            // Those that are too short are refused everywhere.
+            let weakness = secret
+                .reveal()
+                .lines()
+                .map(str::trim)
+                .filter(|line| line.chars().count() >= SALT_CHARS_MIN)
+                .find_map(salt_weakness);
+            if let Some(weakness) = weakness {
+                report(gravity, &path, weakness, NEW_TOKEN_SECRET, cx);
             }
         }
     }

@@ -16,7 +16,7 @@ const ROUTES_MAX: usize = 4_096;
 const HOSTS_MAX: usize = 64;
 
 /// Paths that the gateway answers itself. Where `true`, with everything below.
-const RESERVED: [(&[&str], bool, &str); 5] = [
+const RESERVED: [(&[&str], bool, &str); 6] = [
     (&["api"], true, "/api/*"),
     (&["health"], true, "/health*"),
     (&["healthz"], false, "/healthz"),
@@ -25,6 +25,11 @@ const RESERVED: [(&[&str], bool, &str); 5] = [
         &[".well-known", "acme-challenge"],
         true,
         "/.well-known/acme-challenge/*",
+    ),
+    (
+        &[".well-known", "jwks.json"],
+        false,
+        "/.well-known/jwks.json",
     ),
 ];
 

@@ -1,0 +1,254 @@
+//! Families of refresh tokens.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+use wasm_wizard::limits::Tier;
+use wasm_wizard::store::keys::NewKeyRow;
+use wasm_wizard::store::tokens::{NewFamily, Refresh, Refreshed};
+use wasm_wizard::store::{Store, StoreError};
+
+use super::{Database, contract, now, user};
+
+contract!(
+    a_family_is_refreshed_token_by_token,
+    a_token_used_twice_ends_the_family,
+    of_many_refreshes_with_one_token_one_wins,
+    a_stopped_key_or_user_gets_and_refreshes_nothing,
+    a_family_ends_in_time,
+    a_key_has_so_many_families,
+    what_ended_is_deleted,
+    revocations_are_heard_of,
+);
+
+async fn key(store: &Store, byte: u8, expires_at: Option<DateTime<Utc>>) -> Uuid {
+    let owner = user(store).await;
+    let row = NewKeyRow {
+        user_id: owner.id,
+        name: "key",
+        prefix: "ww_prefix",
+        hash: [byte; 32],
+        tier: Tier::Basic,
+        scopes: "execute modules:read".parse().unwrap(),
+        expires_at,
+    };
+    store.key_create(row).await.unwrap().id
+}
+
+fn family(key_id: Uuid, hash: u8) -> NewFamily {
+    NewFamily {
+        id: Uuid::now_v7(),
+        key_id,
+        hash: [hash; 32],
+        scopes: "execute keys".parse().unwrap(),
+        now: now(),
+        expires_at: now() + TimeDelta::hours(1),
+        ends_at: now() + TimeDelta::hours(3),
+        families_max: 100,
+    }
+}
+
+async fn made(store: &Store, family: NewFamily) -> Uuid {
+    let id = family.id;
+    store.token_family_create(family).await.unwrap();
+    id
+}
+
+fn refresh(family_id: Uuid, shown: u8, next: u8) -> Refresh {
+    Refresh {
+        family_id,
+        shown: [shown; 32],
+        next: [next; 32],
+        now: now(),
+        expires_at: now() + TimeDelta::hours(1),
+    }
+}
+
+async fn a_family_is_refreshed_token_by_token(database: Database) {
+    let store = database.migrated().await;
+    let key_id = key(&store, 1, None).await;
+    let id = made(&store, family(key_id, 1)).await;
+    for step in 1..5 {
+        let refreshed = store.token_refresh(&refresh(id, step, step + 1)).await;
+        let Refreshed::Rotated(family) = refreshed.unwrap() else {
+            panic!("step {step}")
+        };
+        assert_eq!(family.key_id, key_id);
+        // The key has no more of them.
+        assert_eq!(family.scopes.to_string(), "execute");
+    }
+    let mut late = refresh(id, 5, 6);
+    late.expires_at = now() + TimeDelta::days(9);
+    let Refreshed::Rotated(family) = store.token_refresh(&late).await.unwrap() else {
+        panic!("the current token is good")
+    };
+    assert_eq!(family.expires_at, family.ends_at);
+    let unknown = refresh(Uuid::now_v7(), 1, 2);
+    assert_eq!(
+        store.token_refresh(&unknown).await.unwrap(),
+        Refreshed::Refused
+    );
+}
+
+async fn a_token_used_twice_ends_the_family(database: Database) {
+    let store = database.migrated().await;
+    let key_id = key(&store, 1, None).await;
+    let id = made(&store, family(key_id, 1)).await;
+    let other = made(&store, family(key_id, 1)).await;
+    store.token_refresh(&refresh(id, 1, 2)).await.unwrap();
+    assert_eq!(
+        store.token_refresh(&refresh(id, 1, 3)).await.unwrap(),
+        Refreshed::Reused { key_id }
+    );
+    for shown in [1, 2, 3] {
+        assert_eq!(
+            store.token_refresh(&refresh(id, shown, 4)).await.unwrap(),
+            Refreshed::Refused,
+            "{shown}"
+        );
+    }
+    let refreshed = store.token_refresh(&refresh(other, 1, 2)).await.unwrap();
+    assert!(matches!(refreshed, Refreshed::Rotated(_)), "another family");
+}
+
+async fn of_many_refreshes_with_one_token_one_wins(database: Database) {
+    let stores = [database.migrated().await, database.connect().await];
+    let key_id = key(&stores[0], 1, None).await;
+    for _ in 0..5 {
+        let id = made(&stores[0], family(key_id, 1)).await;
+        let tries: Vec<_> = (0..8)
+            .map(|at| {
+                let store = stores[usize::from(at) % 2].clone();
+                tokio::spawn(async move { store.token_refresh(&refresh(id, 1, 10 + at)).await })
+            })
+            .collect();
+        let mut ends = [0, 0, 0];
+        for one in tries {
+            match one.await.unwrap().unwrap() {
+                Refreshed::Rotated(_) => ends[0] += 1,
+                Refreshed::Reused { .. } => ends[1] += 1,
+                Refreshed::Refused => ends[2] += 1,
+            }
+        }
+        assert_eq!(ends, [1, 1, 6], "one wins, one ends the family");
+    }
+}
+
+async fn a_stopped_key_or_user_gets_and_refreshes_nothing(database: Database) {
+    let store = database.migrated().await;
+    let revoked = key(&store, 1, None).await;
+    let expired = key(&store, 2, Some(now() + TimeDelta::minutes(1))).await;
+    let disabled = key(&store, 3, None).await;
+    let keys = [revoked, expired, disabled];
+    let mut ids = Vec::new();
+    for key_id in keys {
+        ids.push(made(&store, family(key_id, 1)).await);
+    }
+    store.key_revoke(revoked, None, now()).await.unwrap();
+    let time = if database.is_sqlite() { "1" } else { "now()" };
+    database
+        .sql(&format!(
+            "UPDATE users SET disabled_at = {time} WHERE id = \
+             (SELECT user_id FROM api_keys WHERE hash = {})",
+            if database.is_sqlite() {
+                format!("x'{}'", "03".repeat(32))
+            } else {
+                format!("'\\x{}'::bytea", "03".repeat(32))
+            }
+        ))
+        .await;
+    for (at, id) in ids.into_iter().enumerate() {
+        let mut refresh = refresh(id, 1, 2);
+        refresh.now += TimeDelta::minutes(2);
+        assert_eq!(
+            store.token_refresh(&refresh).await.unwrap(),
+            Refreshed::Refused,
+            "{at}"
+        );
+        let mut new = family(keys[at], 1);
+        new.now += TimeDelta::minutes(2);
+        let result = store.token_family_create(new).await;
+        assert!(
+            matches!(result, Err(StoreError::NotFound("API key"))),
+            "{at}: {result:?}"
+        );
+    }
+    let nobody = store.token_family_create(family(Uuid::now_v7(), 1)).await;
+    assert!(matches!(nobody, Err(StoreError::NotFound("API key"))));
+}
+
+async fn a_family_ends_in_time(database: Database) {
+    let store = database.migrated().await;
+    let key_id = key(&store, 1, None).await;
+    let id = made(&store, family(key_id, 1)).await;
+    let mut late = refresh(id, 1, 2);
+    late.now += TimeDelta::hours(1);
+    assert_eq!(
+        store.token_refresh(&late).await.unwrap(),
+        Refreshed::Refused
+    );
+    let in_time = store.token_refresh(&refresh(id, 1, 2)).await.unwrap();
+    assert!(matches!(in_time, Refreshed::Rotated(_)));
+}
+
+async fn a_key_has_so_many_families(database: Database) {
+    let store = database.migrated().await;
+    let key_id = key(&store, 1, None).await;
+    let others = made(&store, family(key(&store, 2, None).await, 1)).await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        let mut new = family(key_id, 1);
+        new.families_max = 3;
+        ids.push(made(&store, new).await);
+    }
+    for (at, id) in ids.into_iter().enumerate() {
+        let refreshed = store.token_refresh(&refresh(id, 1, 2)).await.unwrap();
+        assert_eq!(matches!(refreshed, Refreshed::Rotated(_)), at >= 2, "{at}");
+    }
+    let refreshed = store.token_refresh(&refresh(others, 1, 2)).await.unwrap();
+    assert!(matches!(refreshed, Refreshed::Rotated(_)), "another key's");
+}
+
+async fn what_ended_is_deleted(database: Database) {
+    let store = database.migrated().await;
+    let key_id = key(&store, 1, None).await;
+    let alive = made(&store, family(key_id, 1)).await;
+    let revoked = made(&store, family(key_id, 1)).await;
+    store.token_family_revoke(revoked, now()).await.unwrap();
+    let mut ended = family(key_id, 1);
+    ended.expires_at = now() - TimeDelta::hours(5);
+    made(&store, ended).await;
+    let purge = async |hours| {
+        let before = now() + TimeDelta::hours(hours);
+        assert!(!store.token_families_purge(before).await.unwrap());
+        database.count("SELECT COUNT(*) FROM token_families").await
+    };
+    assert_eq!(purge(-6).await, 3);
+    assert_eq!(purge(-2).await, 2, "the one that ended");
+    assert_eq!(purge(0).await, 1, "the one that was revoked");
+    let refreshed = store.token_refresh(&refresh(alive, 1, 2)).await.unwrap();
+    assert!(matches!(refreshed, Refreshed::Rotated(_)));
+}
+
+async fn revocations_are_heard_of(database: Database) {
+    let store = database.migrated().await;
+    let key_id = key(&store, 1, None).await;
+    let (one, other) = (
+        made(&store, family(key_id, 1)).await,
+        made(&store, family(key_id, 1)).await,
+    );
+    made(&store, family(key_id, 1)).await;
+    let (first, second) = (now(), now() + TimeDelta::minutes(1));
+    store.token_family_revoke(one, first).await.unwrap();
+    store.token_family_revoke(other, second).await.unwrap();
+    // The first time stays.
+    store.token_family_revoke(one, second).await.unwrap();
+    store
+        .token_family_revoke(Uuid::now_v7(), second)
+        .await
+        .unwrap();
+    let mut found = store.token_families_revoked(first).await.unwrap();
+    found.sort_by_key(|(_, at)| *at);
+    assert_eq!(found, [(one, first), (other, second)]);
+    let found = store.token_families_revoked(second).await.unwrap();
+    assert_eq!(found, [(other, second)]);
+}
