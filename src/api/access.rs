@@ -10,7 +10,7 @@ use axum::response::Response;
 use axum::routing::{self, MethodRouter};
 
 use super::problem::Problem;
-use super::{Api, Caller, execute, keys, modules, tokens, usage};
+use super::{Api, Caller, describe, execute, keys, modules, tokens, usage};
 use crate::auth::{Principal, Role, Scope};
 use crate::failure::Failure;
 
@@ -118,6 +118,15 @@ pub static ENDPOINTS: &[Endpoint] = &[
         Asks::Nothing,
         || routing::post(tokens::revoke),
     ),
+    on(Method::GET, "/api/openapi.json", Asks::Nothing, || {
+        routing::get(describe::openapi)
+    }),
+    on(Method::GET, "/api/docs", Asks::Nothing, || {
+        routing::get(describe::docs)
+    }),
+    on(Method::GET, "/api/docs.css", Asks::Nothing, || {
+        routing::get(describe::style)
+    }),
 ];
 
 /// What support may do: look.

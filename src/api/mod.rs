@@ -10,6 +10,7 @@ mod accept;
 mod access;
 mod body;
 mod caller;
+mod describe;
 mod execute;
 mod form;
 mod json;
