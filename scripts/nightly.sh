@@ -21,10 +21,8 @@ Options:
 Exits 0 if nothing failed. What a fuzzer found is left in fuzz/artifacts/TARGET, what it learned in
 fuzz/corpus/TARGET, which the next night goes on from.
 
-Needs what scripts/test.sh needs, and a C++ compiler for libFuzzer (build-essential). The fuzz targets
-are built by the toolchain in use, with LLVM's coverage passes (fuzz/target, or FUZZ_TARGET_DIR); where
-cargo-fuzz and a nightly toolchain are installed, `cargo fuzz run TARGET` does the same with an address
-sanitizer of its own.
+Needs what scripts/test.sh needs. The fuzz targets are built by the toolchain in use, in fuzz/target (or
+FUZZ_TARGET_DIR), with LLVM's coverage passes for our own code and the parsers (scripts/coverage_rustc.sh).
 TXT
 }
 
@@ -64,18 +62,12 @@ run_guests() {
     cargo test --locked --release --lib sandbox::instance::tests::random
 }
 
-# Builds the fuzz targets as cargo-fuzz does, but for the sanitizer, and so with any toolchain.
+# Any toolchain will do. Not with an address sanitizer: guests run on stacks and in address space of their
+# own, with signal handlers that it takes for errors.
 build_fuzz() {
-  local host flags
-  host=$(rustc -vV | sed -n 's/^host: //p')
-  flags='--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module'
-  for option in level=4 inline-8bit-counters pc-table trace-compares; do
-    flags+=" -Cllvm-args=-sanitizer-coverage-$option"
-  done
   fuzz_target_dir=${FUZZ_TARGET_DIR:-$PWD/fuzz/target}
-  fuzz_bin=$fuzz_target_dir/$host/release
-  RUSTFLAGS=$flags cargo build --locked --release --manifest-path fuzz/Cargo.toml \
-    --target "$host" --target-dir "$fuzz_target_dir"
+  RUSTC_WRAPPER=$PWD/scripts/coverage_rustc.sh cargo build --locked --manifest-path fuzz/Cargo.toml \
+    --target-dir "$fuzz_target_dir"
 }
 
 # Something to begin with: guests that work, as binary and as text.
@@ -96,7 +88,7 @@ run_fuzz() {
     step "fuzzing $target for $seconds s"
     seed_corpus "$target"
     # A compile may take its five seconds on a busy machine, and a guest its deadline.
-    "$fuzz_bin/$target" "fuzz/corpus/$target" "-artifact_prefix=fuzz/artifacts/$target/" \
+    "$fuzz_target_dir/debug/$target" "fuzz/corpus/$target" "-artifact_prefix=fuzz/artifacts/$target/" \
       "-max_total_time=$seconds" -max_len=65536 -timeout=120 -rss_limit_mb=4096 -print_final_stats=1
   done
 }

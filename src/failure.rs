@@ -49,6 +49,7 @@ pub mod code {
     pub const GUEST_TRAP: &str = "guest_trap";
     pub const TIME_LIMIT_EXCEEDED: &str = "time_limit_exceeded";
     pub const MEMORY_LIMIT_EXCEEDED: &str = "memory_limit_exceeded";
+    pub const STACK_LIMIT_EXCEEDED: &str = "stack_limit_exceeded";
     pub const OUTPUT_LIMIT_EXCEEDED: &str = "output_limit_exceeded";
     pub const INVALID_GUEST_RESPONSE: &str = "invalid_guest_response";
     pub const CANCELLED: &str = "cancelled";

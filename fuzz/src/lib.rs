@@ -2,11 +2,12 @@
 //! sandbox with small limits. The compile worker is the fuzzer's own program.
 
 use std::sync::OnceLock;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use libfuzzer_sys::arbitrary::{self, Unstructured};
-use tokio::runtime::Runtime;
 use wasm_smith::Config;
 use wasm_wizard::sandbox::{
     self, Call, CompileSettings, End, GuestLimits, ModuleError, Outcome, Preparation, RunError,
@@ -17,68 +18,102 @@ use wasm_wizard::sandbox::{
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// To be called before anything else: this program may have been started as a compile worker.
+///
+/// The sandbox is started with the first input, not here: libFuzzer installs its signal handlers in
+/// between, and Wasmer hands on to them what is no trap of a guest only if it finds them there. So a
+/// crash is told and its input kept.
 pub fn init() {
     if std::env::args().nth(1).as_deref() == Some("compile-worker") {
         std::process::exit(sandbox::compile_worker());
     }
-    world();
 }
 
-struct World {
-    runtime: Runtime,
-    sandbox: Sandbox,
-}
-
-fn world() -> &'static World {
-    static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .expect("a runtime");
-        let worker = std::env::current_exe().expect("the path of this program");
-        let settings = Settings {
-            wasm_bytes_max: 1 << 20,
-            guests_max: 4,
-            guests_per_share_max: 4,
-            warm_max: 4,
-            queue_max: 16,
-            queue_timeout: PATIENCE,
-            stack_bytes: 1 << 20,
-            table_elements_max: 10_000,
-            cache_bytes_max: 16 << 20,
-            compile: CompileSettings {
-                worker,
-                workers_max: 2,
-                workers_spare: 2,
-                queue_max: 16,
-                queue_timeout: PATIENCE,
-                singlepass: true,
-                timeout: Duration::from_secs(5),
-                memory_bytes_max: 2 << 30,
-            },
-            artifacts: None,
-        };
-        let sandbox = {
-            let _inside = runtime.enter();
-            Sandbox::start(settings).expect("a sandbox")
-        };
-        World { runtime, sandbox }
-    })
+/// One input on its way.
+struct Upload {
+    bytes: Bytes,
+    preparation: Preparation,
+    answer: Sender<Option<Outcome>>,
 }
 
 /// Checks, compiles and runs what these bytes are. Panics if the sandbox does what it must not;
 /// `None` if they are refused as they should.
+///
+/// On a thread of its own: libFuzzer's alarm strikes the fuzzer's thread, and its handler stays on
+/// whatever stack that is on, which must not be a guest's that is full.
 pub fn upload_and_run(bytes: &[u8], preparation: Preparation) -> Option<Outcome> {
-    let World { runtime, sandbox } = world();
-    let wasm = match runtime.block_on(sandbox.to_binary(Bytes::copy_from_slice(bytes), ShareKey::default())) {
+    static GATEWAY: OnceLock<Sender<Upload>> = OnceLock::new();
+    let gateway = GATEWAY.get_or_init(|| {
+        let (uploads, received) = mpsc::channel();
+        thread::Builder::new()
+            .name("gateway".into())
+            .spawn(move || serve(&received))
+            .expect("a thread");
+        uploads
+    });
+    let (answer, outcome) = mpsc::channel();
+    let upload = Upload {
+        bytes: Bytes::copy_from_slice(bytes),
+        preparation,
+        answer,
+    };
+    // A panic of the other thread ends the process, with the input kept.
+    gateway.send(upload).expect("the gateway's thread");
+    outcome.recv().expect("the gateway's thread")
+}
+
+fn serve(uploads: &Receiver<Upload>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let sandbox = {
+        let _inside = runtime.enter();
+        Sandbox::start(settings()).expect("a sandbox")
+    };
+    for upload in uploads {
+        let outcome = runtime.block_on(run(&sandbox, upload.bytes, upload.preparation));
+        // Nobody has gone: the fuzzer's thread waits.
+        let _ = upload.answer.send(outcome);
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        wasm_bytes_max: 1 << 20,
+        guests_max: 4,
+        guests_per_share_max: 4,
+        warm_max: 4,
+        queue_max: 16,
+        queue_timeout: PATIENCE,
+        stack_bytes: 1 << 20,
+        table_elements_max: 10_000,
+        cache_bytes_max: 16 << 20,
+        compile: CompileSettings {
+            worker: std::env::current_exe().expect("the path of this program"),
+            workers_max: 2,
+            workers_spare: 2,
+            queue_max: 16,
+            queue_timeout: PATIENCE,
+            singlepass: true,
+            timeout: Duration::from_secs(5),
+            memory_bytes_max: 2 << 30,
+        },
+        artifacts: None,
+    }
+}
+
+async fn run(sandbox: &Sandbox, bytes: Bytes, preparation: Preparation) -> Option<Outcome> {
+    let wasm = match sandbox.to_binary(bytes, ShareKey::default()).await {
         Ok(wasm) => wasm,
         Err(error) => return refused(&error),
     };
     let checked = sandbox.check(&wasm);
-    let prepared = runtime.block_on(sandbox.prepare(wasm, preparation));
+    let prepared = sandbox.prepare(wasm, preparation).await;
     if let Err(error) = &checked {
-        assert!(prepared.is_err(), "what fails the check is prepared: {error}");
+        assert!(
+            prepared.is_err(),
+            "what fails the check is prepared: {error}"
+        );
     }
     let module = match prepared {
         Ok(module) => module,
@@ -87,7 +122,7 @@ pub fn upload_and_run(bytes: &[u8], preparation: Preparation) -> Option<Outcome>
     let mut last: Option<Outcome> = None;
     // The second guest gets what the first one used, put back.
     for _ in 0..2 {
-        let outcome = match runtime.block_on(sandbox.run(module.clone(), call())) {
+        let outcome = match sandbox.run(module.clone(), call()).await {
             Ok(outcome) => outcome,
             Err(error @ (RunError::Busy | RunError::ShuttingDown)) => panic!("{error}"),
         };

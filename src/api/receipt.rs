@@ -109,6 +109,11 @@ fn failure(end: &End) -> Result<Option<GuestFailure>, Problem> {
             "memory",
             "the module wanted more memory than its limit and failed of it",
         ),
+        End::StackLimit => over(
+            code::STACK_LIMIT_EXCEEDED,
+            "stack",
+            "the module's calls went deeper than its stack; call less deeply, or keep less on the stack",
+        ),
         End::OutputLimit => over(
             code::OUTPUT_LIMIT_EXCEEDED,
             "output",
@@ -196,6 +201,7 @@ fn exit_code(end: &End) -> Option<i32> {
         End::Trap(_)
         | End::TimeLimit
         | End::MemoryLimit
+        | End::StackLimit
         | End::OutputLimit
         | End::Cancelled
         | End::HostError(_) => None,
@@ -296,6 +302,12 @@ mod tests {
                 End::MemoryLimit,
                 "memory_limit_exceeded",
                 json!("memory"),
+                null.clone(),
+            ),
+            (
+                End::StackLimit,
+                "stack_limit_exceeded",
+                json!("stack"),
                 null.clone(),
             ),
             (

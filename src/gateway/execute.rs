@@ -138,6 +138,7 @@ impl Gateway {
             End::Trap(_)
             | End::TimeLimit
             | End::MemoryLimit
+            | End::StackLimit
             | End::OutputLimit
             | End::Cancelled
             | End::HostError(_) => Err(guest_failure(&outcome.end, ctx).into()),
@@ -523,6 +524,11 @@ fn guest_failure(end: &End, ctx: &Ctx) -> Failure {
             StatusCode::BAD_GATEWAY,
             "memory_limit_exceeded",
             "the function needed more memory than its limit",
+        ),
+        End::StackLimit => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            "stack_limit_exceeded",
+            "the function's calls went deeper than its stack",
         ),
         End::OutputLimit => Failure::new(
             StatusCode::BAD_GATEWAY,

@@ -28,7 +28,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use self::airborne::Airborne;
-use self::child::{Bounds, Failure, Worker};
+use self::child::{Bounds, Failure, Made, Worker};
 use self::flight::{Flight, Phase, Prepare};
 use self::keeper::Keeper;
 use self::queue::{Lane, Queue};
@@ -75,7 +75,8 @@ struct Shared {
 
 /// Where a flight is after a thread had it.
 enum Flown {
-    Landed(Prepare, Option<ToKeep>),
+    /// With the worker to be reaped once those who wait have been told.
+    Landed(Prepare, Option<ToKeep>, Option<Worker>),
     /// It needs another lane.
     Again(Lane),
     /// Everybody gave up, and it is forgotten.
@@ -324,11 +325,12 @@ impl Shared {
             flight.phase.send_replace(Phase::InTheAir);
             let flown = catch_unwind(AssertUnwindSafe(|| self.fly(&flight, lane)));
             match flown {
-                Ok(Flown::Landed(result, to_keep)) => {
+                Ok(Flown::Landed(result, to_keep, worker)) => {
                     // Landing may unload other modules, and that may fail.
                     if catch_unwind(AssertUnwindSafe(|| self.land(&flight, result))).is_err() {
                         tracing::error!("a module could not be unloaded");
                     }
+                    drop(worker);
                     if let Some(ToKeep { artifact, facts }) = to_keep {
                         self.artifacts.write(&flight.hash, facts, &artifact);
                     }
@@ -351,17 +353,17 @@ impl Shared {
         if let Some(module) = self.cache.get(&flight.hash)
             && module.compiler() == Compiler::Cranelift
         {
-            return Flown::Landed(Ok(module), None);
+            return Flown::Landed(Ok(module), None, None);
         }
         if let Some(module) = self.load_kept(&flight.hash) {
-            return Flown::Landed(Ok(module), None);
+            return Flown::Landed(Ok(module), None, None);
         }
         let began = Instant::now();
         let facts = match self.facts(flight) {
             Ok(facts) => facts,
             Err(error) => {
                 metrics().compile(outcome(&error), "none", began.elapsed());
-                return Flown::Landed(Err(error), None);
+                return Flown::Landed(Err(error), None, None);
             }
         };
         let is_quick = flight.quality == Quality::Soon
@@ -374,8 +376,8 @@ impl Shared {
             (false, Lane::Quick) => return self.slow_down(flight),
             (false, Lane::Slow | Lane::Background) => Compiler::Cranelift,
         };
-        let artifact = match self.compile(flight, compiler, lane) {
-            Ok(artifact) => artifact,
+        let (artifact, worker) = match self.compile(flight, compiler, lane) {
+            Ok(Made { made, by }) => (made, by),
             Err(Failure::Abandoned) => return self.give_up(flight),
             Err(Failure::Refused(error)) if is_quick => {
                 tracing::debug!(module = %flight.hash, %error, "Cranelift takes over from Singlepass");
@@ -384,7 +386,7 @@ impl Shared {
             }
             Err(Failure::Refused(error) | Failure::Failed(error)) => {
                 metrics().compile(outcome(&error), name(compiler), began.elapsed());
-                return Flown::Landed(Err(error), None);
+                return Flown::Landed(Err(error), None, None);
             }
         };
         // What may never be asked for again is not worth the place of something else.
@@ -405,7 +407,7 @@ impl Shared {
             metrics().module_lookup(Found::Nowhere);
         }
         let to_keep = to_keep.filter(|_| loaded.is_ok());
-        Flown::Landed(loaded, to_keep)
+        Flown::Landed(loaded, to_keep, Some(worker))
     }
 
     /// The module, from the disk.
@@ -437,7 +439,7 @@ impl Shared {
         {
             Flown::Again(Lane::Slow)
         } else {
-            Flown::Landed(Err(ModuleError::Busy), None)
+            Flown::Landed(Err(ModuleError::Busy), None, None)
         }
     }
 
@@ -456,7 +458,7 @@ impl Shared {
         flight: &Arc<Flight>,
         compiler: Compiler,
         lane: Lane,
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<Made, Failure> {
         let settings = &self.settings.compile;
         let bounds = Bounds {
             deadline: Instant::now() + settings.timeout,
@@ -470,8 +472,7 @@ impl Shared {
         let worker = self.worker()?;
         let is_abandoned =
             || !flight.is_wanted() || (flight.is_background() && self.must_give_way());
-        let artifact = worker.run(settings, &job, bounds, is_abandoned)?;
-        Ok(artifact.into())
+        worker.run(settings, &job, bounds, is_abandoned)
     }
 
     /// A worker for one job.

@@ -1,5 +1,4 @@
-//! Wasmer: from WebAssembly to an artifact (in the compile worker), and from an artifact to a
-//! [`Prepared`] module (in the gateway).
+//! Wasmer: from an artifact to a [`Prepared`] module.
 
 #![expect(
     unsafe_code,
@@ -7,21 +6,17 @@
 )]
 
 use std::fmt;
-use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use wasmer::sys::{
-    CompilerConfig, CpuFeature, Cranelift, EngineBuilder, Features, NativeEngineExt, Singlepass,
-};
-use wasmer::{CompileError, Engine, Module};
+use wasmer::sys::{CpuFeature, EngineBuilder, NativeEngineExt};
+use wasmer::{Engine, Module};
 
 use super::check::Facts;
 use super::executor::Pace;
 use super::instance::Instance;
-use super::instrument::Instrument;
 use super::memory::Data;
 use super::memory::image::Image;
 use super::tunables::SandboxTunables;
@@ -42,9 +37,6 @@ pub(super) enum Compiler {
     /// The best code.
     Cranelift,
 }
-
-/// Functions that Singlepass compiles at the same time, at most.
-const SINGLEPASS_THREADS_MAX: NonZero<usize> = NonZero::new(4).unwrap();
 
 /// Instances that take longer than this in the making are not made on the thread that asks.
 const SLOW_INSTANCE: Duration = Duration::from_millis(1);
@@ -145,79 +137,6 @@ impl fmt::Debug for Prepared {
     }
 }
 
-/// The features of [`super::check::FEATURES`], as Wasmer names them; those it has no name for are
-/// always on.
-fn features() -> Features {
-    let mut features = Features::none();
-    features
-        .bulk_memory(true)
-        .reference_types(true)
-        .multi_value(true)
-        .simd(true)
-        .extended_const(true);
-    features
-}
-
-/// Compiles checked bytes to an artifact. Belongs in the compile worker: nothing bounds its time
-/// or memory, and a hostile module can make it panic.
-pub(super) fn compile(compiler: Compiler, wasm: &[u8]) -> Result<Vec<u8>, ModuleError> {
-    compile_with(&compiling_engine(compiler), wasm)
-}
-
-/// An engine that compiles one module (the instrumentation is made for one).
-pub(super) fn compiling_engine(compiler: Compiler) -> Engine {
-    let instrument = Arc::new(Instrument::default());
-    let builder = match compiler {
-        Compiler::Singlepass => {
-            let mut singlepass = Singlepass::new();
-            // Somebody waits for it, and it is over soon.
-            let threads = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
-            singlepass.num_threads(threads.min(SINGLEPASS_THREADS_MAX));
-            singlepass.push_middleware(instrument);
-            EngineBuilder::new(singlepass)
-        }
-        Compiler::Cranelift => {
-            let mut cranelift = Cranelift::new();
-            // The settings say how many compiles run at a time, and each takes one core.
-            cranelift.num_threads(NonZero::<usize>::MIN);
-            cranelift.push_middleware(instrument);
-            EngineBuilder::new(cranelift)
-        }
-    };
-    builder.set_features(Some(features())).engine().into()
-}
-
-/// As [`compile`], with an engine from [`compiling_engine`].
-pub(super) fn compile_with(engine: &Engine, wasm: &[u8]) -> Result<Vec<u8>, ModuleError> {
-    let module = Module::new(engine, wasm).map_err(refused)?;
-    let artifact = module.serialize().map_err(|error| {
-        ModuleError::Internal(format!("the artifact does not serialise: {error}"))
-    })?;
-    Ok(artifact.to_vec())
-}
-
-fn refused(error: CompileError) -> ModuleError {
-    match error {
-        CompileError::Wasm(error) => {
-            ModuleError::Invalid(format!("the module can't be compiled: {error}"))
-        }
-        CompileError::Validate(text) | CompileError::UnsupportedFeature(text) => {
-            ModuleError::Invalid(format!("the module can't be compiled: {text}"))
-        }
-        // Functions too large for the code generator, and memory that ran out.
-        CompileError::Codegen(text) | CompileError::Resource(text) => {
-            ModuleError::CompileLimit(format!("the module is too large to compile: {text}"))
-        }
-        CompileError::UnsupportedTarget(text) | CompileError::MiddlewareError(text) => {
-            ModuleError::Internal(format!("the compiler refused: {text}"))
-        }
-        // Only a progress callback aborts, and there is none.
-        CompileError::Aborted(error) => {
-            ModuleError::Internal(format!("the compiler stopped: {error}"))
-        }
-    }
-}
-
 /// The features of this machine's CPU, of which a compiler may use any.
 pub(super) fn host_cpu() -> String {
     let names: Vec<String> = CpuFeature::for_host()
@@ -241,7 +160,7 @@ pub(super) struct Compiled {
     pub compiler: Compiler,
 }
 
-/// Loads an artifact that [`compile`] made.
+/// Loads an artifact that [`super::codegen`] made.
 ///
 /// # Safety
 ///
@@ -370,7 +289,8 @@ pub(super) fn prepare_in(
         singlepass: false,
     });
     let compiled = Compiled {
-        artifact: compile(compiler, wasm)
+        artifact: super::codegen::Codegen::new(compiler)
+            .compile(wasm)
             .expect("a module that compiles")
             .into(),
         facts,

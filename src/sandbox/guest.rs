@@ -325,7 +325,7 @@ fn trap(error: RuntimeError) -> End {
         return End::HostError(format!("the guest failed without a trap: {message}"));
     };
     let text = match code {
-        TrapCode::StackOverflow => "call stack exhausted",
+        TrapCode::StackOverflow => return End::StackLimit,
         TrapCode::HeapAccessOutOfBounds => "out of bounds memory access",
         TrapCode::HeapMisaligned | TrapCode::UnalignedAtomic => "misaligned memory access",
         TrapCode::TableAccessOutOfBounds => "out of bounds table access",

@@ -6,7 +6,7 @@
 //! guest's output back into HTTP.
 //!
 //! In reading order: bytes become binary (`text`, in a child process if a client sent them) and are judged (`check`); `compile` has them
-//! compiled in a child process (`worker`) with additions of ours (`instrument`) and loads the
+//! compiled in a child process (`worker`, `codegen`) with additions of ours (`instrument`) and loads the
 //! result (`engine`) into the `cache`, kept on disk as `artifacts`; the `executor` finds a thread, `guest` runs on it with
 //! `memory` and limits (`tunables`) under a `deadline`, and talks to `wasi`.
 
@@ -22,6 +22,7 @@ mod text;
 mod allocator;
 mod artifacts;
 mod cache;
+mod codegen;
 mod compile;
 mod engine;
 mod instrument;

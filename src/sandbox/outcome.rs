@@ -18,13 +18,15 @@ pub struct Outcome {
 pub enum End {
     /// It returned (code 0) or called `proc_exit`.
     Exit(i32),
-    /// It trapped: unreachable, out of bounds, division by zero, stack overflow … The text is safe
-    /// to show to the client.
+    /// It trapped: unreachable, out of bounds, division by zero … The text is safe to show to the
+    /// client.
     Trap(String),
     /// Its wall-clock deadline passed.
     TimeLimit,
     /// It wanted more memory than it may have, and failed of it.
     MemoryLimit,
+    /// Its calls went deeper than its stack.
+    StackLimit,
     /// It wrote more standard output than it may.
     OutputLimit,
     /// Nobody waits for the answer any more.
@@ -57,7 +59,7 @@ impl End {
     pub fn status(&self) -> &'static str {
         match self {
             End::Exit(0) => "success",
-            End::Exit(_) | End::Trap(_) | End::HostError(_) => "execution_error",
+            End::Exit(_) | End::Trap(_) | End::StackLimit | End::HostError(_) => "execution_error",
             End::TimeLimit => "time_limit_exceeded",
             End::MemoryLimit => "memory_limit_exceeded",
             End::OutputLimit => "output_limit_exceeded",

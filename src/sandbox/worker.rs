@@ -13,20 +13,26 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe};
 
+use bytes::Bytes;
+
+use super::codegen::Codegen;
 use super::engine::Compiler;
-use super::{ModuleError, allocator, engine, priority, text};
+use super::{ModuleError, allocator, priority, text};
 
 /// The hidden command that runs [`compile_worker`].
 pub(super) const COMMAND: &str = "compile-worker";
 
 /// Tells our protocol from whatever else might be on the other end, with its version.
-const MAGIC: [u8; 8] = *b"wwcomp03";
+const MAGIC: [u8; 8] = *b"wwcomp04";
 const LIMITS_BYTES: usize = 24;
 /// Task and length of the input.
 const JOB_HEAD_BYTES: usize = 9;
 const HELLO_BYTES: usize = 4;
-/// All that comes before the payload: hello, tag and length.
-pub(super) const ANSWER_HEAD_BYTES: usize = HELLO_BYTES + 9;
+/// All that comes before the payload: hello, tag and length, each in its place. A multiple of sixteen,
+/// as an artifact must begin at one.
+pub(super) const ANSWER_HEAD_BYTES: usize = 16;
+const TAG_AT: usize = 4;
+const LENGTH_AT: usize = 8;
 
 /// What a worker may use, sent when it starts.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +103,7 @@ pub(super) struct Reply {
 /// What the worker says.
 pub(super) enum Answer {
     /// The machine code, or the binary.
-    Made(Vec<u8>),
+    Made(Bytes),
     Refused(ModuleError),
 }
 
@@ -122,31 +128,35 @@ impl Answer {
 
     fn write(&self, mut to: impl Write) -> io::Result<()> {
         let (tag, payload) = self.parts();
-        let mut head = [tag; ANSWER_HEAD_BYTES - HELLO_BYTES];
-        head[1..].copy_from_slice(&(payload.len() as u64).to_le_bytes());
-        to.write_all(&head)?;
+        let mut head = [0; ANSWER_HEAD_BYTES];
+        head[TAG_AT] = tag;
+        head[LENGTH_AT..].copy_from_slice(&(payload.len() as u64).to_le_bytes());
+        to.write_all(&head[HELLO_BYTES..])?;
         to.write_all(payload)?;
         to.flush()
     }
 }
 
 impl Reply {
+    /// How long all of it will be, once the head is there.
+    pub(super) fn announced(bytes: &[u8]) -> Option<u64> {
+        let head = bytes.first_chunk::<ANSWER_HEAD_BYTES>()?;
+        number(head, LENGTH_AT).checked_add(ANSWER_HEAD_BYTES as u64)
+    }
+
     /// The reply in all that the worker wrote; `None` if it is not whole.
-    pub(super) fn decode(mut bytes: Vec<u8>) -> Option<Reply> {
-        let (head, payload) = bytes.split_first_chunk::<ANSWER_HEAD_BYTES>()?;
-        let (hello, [tag, length @ ..]) = head.split_first_chunk::<HELLO_BYTES>()? else {
-            return None;
-        };
-        let unfiltered = i32::from_le_bytes(*hello);
-        if payload.len() as u64 != u64::from_le_bytes(length.try_into().ok()?) {
+    pub(super) fn decode(bytes: Vec<u8>) -> Option<Reply> {
+        if Reply::announced(&bytes)? != bytes.len() as u64 {
             return None;
         }
-        let text = || String::from_utf8_lossy(payload).into_owned();
-        let answer = match *tag {
-            MADE => {
-                bytes.drain(..ANSWER_HEAD_BYTES);
-                Answer::Made(bytes)
-            }
+        let (hello, [tag, ..]) = bytes.split_first_chunk::<HELLO_BYTES>()? else {
+            return None;
+        };
+        let (unfiltered, tag) = (i32::from_le_bytes(*hello), *tag);
+        let payload = Bytes::from(bytes).slice(ANSWER_HEAD_BYTES..);
+        let text = || String::from_utf8_lossy(&payload).into_owned();
+        let answer = match tag {
+            MADE => Answer::Made(payload),
             INVALID => Answer::Refused(ModuleError::Invalid(text())),
             OVER_LIMIT => Answer::Refused(ModuleError::OverLimit(text())),
             COMPILE_LIMIT => Answer::Refused(ModuleError::CompileLimit(text())),
@@ -176,7 +186,7 @@ fn work() -> io::Result<()> {
     priority::take_turns();
     let mut input = io::stdin().lock();
     // Not through the line buffer of standard output: an artifact has no lines.
-    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut limits = [0; LIMITS_BYTES];
     input.read_exact(&mut limits)?;
     let limits = Limits::decode(limits)
@@ -188,14 +198,14 @@ fn work() -> io::Result<()> {
     panic::set_hook(Box::new(|_| {}));
     warm_up();
     // Made now, because they look at the machine in ways that the filter forbids.
-    let singlepass = engine::compiling_engine(Compiler::Singlepass);
-    let cranelift = engine::compiling_engine(Compiler::Cranelift);
+    let singlepass = Codegen::new(Compiler::Singlepass);
+    let cranelift = Codegen::new(Compiler::Cranelift);
     let unfiltered = contain::filter();
-    output.write_all(&unfiltered.to_le_bytes())?;
+    (&output).write_all(&unfiltered.to_le_bytes())?;
 
     let answer = job(&mut input).map(|(task, input)| match task {
-        Task::Compile(Compiler::Singlepass) => compiled(&singlepass, &input),
-        Task::Compile(Compiler::Cranelift) => compiled(&cranelift, &input),
+        Task::Compile(Compiler::Singlepass) => compiled(singlepass, &input),
+        Task::Compile(Compiler::Cranelift) => compiled(cranelift, &input),
         Task::Translate => translated(input),
     });
     let answer = match answer {
@@ -207,7 +217,12 @@ fn work() -> io::Result<()> {
         }
         Err(error) => return Err(error),
     };
-    answer.write(output)
+    answer.write(&output)?;
+    // The parent reads to the end of the pipe, which should not have to wait for the end of the process:
+    // that gives all its memory back first.
+    drop(output);
+    contain::close_output();
+    Ok(())
 }
 
 /// Translates a small module and compiles it with both compilers, so that the code for it is in
@@ -218,7 +233,7 @@ fn warm_up() {
     };
     for compiler in [Compiler::Singlepass, Compiler::Cranelift] {
         // What fails here will fail for the job, and is told there.
-        let _ = panic::catch_unwind(|| engine::compile(compiler, &wasm));
+        let _ = panic::catch_unwind(|| Codegen::new(compiler).compile(&wasm));
     }
 }
 
@@ -267,11 +282,11 @@ fn job(input: &mut impl Read) -> io::Result<(Task, Vec<u8>)> {
     Ok((task, bytes))
 }
 
-fn compiled(engine: &wasmer::Engine, wasm: &[u8]) -> Answer {
-    // The engine is not used again.
-    let compiled = panic::catch_unwind(AssertUnwindSafe(|| engine::compile_with(engine, wasm)));
+fn compiled(codegen: Codegen, wasm: &[u8]) -> Answer {
+    // What a panic leaves of the compiler is not used again.
+    let compiled = panic::catch_unwind(AssertUnwindSafe(|| codegen.compile(wasm)));
     match compiled {
-        Ok(Ok(artifact)) => Answer::Made(artifact),
+        Ok(Ok(artifact)) => Answer::Made(artifact.into()),
         Ok(Err(error)) => Answer::Refused(error),
         Err(_) => Answer::Refused(ModuleError::CompileLimit(
             "the compiler can't handle this module; simplify it, or build it with another \
@@ -283,7 +298,7 @@ fn compiled(engine: &wasmer::Engine, wasm: &[u8]) -> Answer {
 
 fn translated(text: Vec<u8>) -> Answer {
     match panic::catch_unwind(|| text::to_binary(text.into())) {
-        Ok(Ok(binary)) => Answer::Made(binary.into()),
+        Ok(Ok(binary)) => Answer::Made(binary),
         Ok(Err(error)) => Answer::Refused(error),
         Err(_) => Answer::Refused(ModuleError::CompileLimit(text::TOO_HARD.into())),
     }

@@ -117,7 +117,9 @@ impl From<&End> for Status {
     fn from(end: &End) -> Status {
         match end {
             End::Exit(0) => Status::Success,
-            End::Exit(_) | End::Trap(_) | End::HostError(_) => Status::ExecutionError,
+            End::Exit(_) | End::Trap(_) | End::StackLimit | End::HostError(_) => {
+                Status::ExecutionError
+            }
             End::TimeLimit => Status::TimeLimitExceeded,
             End::MemoryLimit => Status::MemoryLimitExceeded,
             End::OutputLimit => Status::OutputLimitExceeded,
@@ -177,6 +179,7 @@ mod tests {
             End::Trap(String::new()),
             End::TimeLimit,
             End::MemoryLimit,
+            End::StackLimit,
             End::OutputLimit,
             End::Cancelled,
         ];

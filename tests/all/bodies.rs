@@ -529,14 +529,16 @@ async fn bodies_of_the_api_have_a_bounded_room_too() {
         .set("sandbox.wasm_size_max", json!("30MiB"))
         .set("server.timeouts.request_body", json!("10m"))
         .start();
-    let (client, key) = (gateway.client(), gateway.admin_key());
-    let form = |tail| {
+    let key = gateway.admin_key();
+    let form = || {
         let head = b"--x\r\nContent-Disposition: form-data; name=\"wasm\"; filename=\"m\"\r\n\r\n";
-        let pieces = std::iter::once(head.to_vec()).chain(vec![vec![0; MIB]; tail]);
+        let pieces = std::iter::once(head.to_vec()).chain(vec![vec![0; MIB]; 20]);
         futures_util::stream::iter(pieces.map(Ok::<_, std::io::Error>))
     };
+    // Each over a connection of its own.
     let post = |body: reqwest::Body| {
-        let request = client
+        let request = gateway
+            .client()
             .post(gateway.url("/api/wasm/execute"))
             .bearer_auth(&key);
         request
@@ -544,28 +546,24 @@ async fn bodies_of_the_api_have_a_bounded_room_too() {
             .body(body)
             .send()
     };
-    // It never ends.
-    let stalled = form(29).chain(futures_util::stream::pending());
-    let stalled = tokio::spawn(post(reqwest::Body::wrap_stream(stalled)));
-    let answered = async |wanted: u16| {
-        eventually(&format!("status {wanted}"), async || {
-            let answer = post(reqwest::Body::wrap_stream(form(6))).await.ok()?;
-            let (status, after) = (
-                answer.status(),
-                answer.headers().contains_key("retry-after"),
-            );
-            let text = answer.text().await.ok()?;
-            assert_eq!(
-                text.contains("guests_busy") && after,
-                status == 503,
-                "{text}"
-            );
-            (status == wanted).then_some(())
-        })
-        .await;
+    // Neither ends, and there is no room for both: whichever comes later is told so.
+    let endless = || form().chain(futures_util::stream::pending());
+    let mut one = tokio::spawn(post(reqwest::Body::wrap_stream(endless())));
+    let mut other = tokio::spawn(post(reqwest::Body::wrap_stream(endless())));
+    let (refused, left) = tokio::select! {
+        refused = &mut one => (refused, other),
+        refused = &mut other => (refused, one),
     };
-    answered(503).await;
-    // What the client that left had of the room is free again. The form is malformed, which is told.
-    stalled.abort();
-    answered(400).await;
+    let refused = refused.unwrap().unwrap();
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key("retry-after"));
+    let text = refused.text().await.unwrap();
+    assert!(text.contains("guests_busy"), "{text}");
+    // What the client that leaves had of the room is free again. The form is malformed, which is told.
+    left.abort();
+    eventually("room for a body", async || {
+        let answer = post(reqwest::Body::wrap_stream(form())).await.ok()?;
+        (answer.status() == 400).then_some(())
+    })
+    .await;
 }

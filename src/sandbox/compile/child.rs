@@ -12,6 +12,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::super::settings::CompileSettings;
 use super::super::worker::{self, Answer, Job, Limits, Reply};
 use super::super::{ModuleError, allocator};
@@ -24,6 +26,8 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// What the pipes should hold: a module and its artifact pass in a few steps. More than the kernel
 /// lets an ordinary user have is no use.
 const PIPE_BYTES: libc::c_int = 1 << 20;
+/// What is read at least, where so much is there.
+const READ_BYTES: usize = 4096;
 /// How much a compile in the background steps back, even for other compiles.
 const NICENESS_BACKGROUND: libc::c_int = 15;
 
@@ -123,7 +127,7 @@ impl Worker {
         job: &Job<'_>,
         bounds: Bounds,
         abandoned: impl Fn() -> bool,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Made, Failure> {
         if bounds.is_background {
             self.step_back();
         }
@@ -143,7 +147,11 @@ impl Worker {
         };
         warn_if_unfiltered(reply.unfiltered);
         match reply.answer {
-            Answer::Made(made) => Ok(made),
+            Answer::Made(made) => {
+                // Fails only for a child that has ended already.
+                let _ = self.child.kill();
+                Ok(Made { made, by: self })
+            }
             Answer::Refused(error) => Err(Failure::Refused(error)),
         }
     }
@@ -159,6 +167,14 @@ impl Worker {
             );
         }
     }
+}
+
+/// What came of a job.
+pub(super) struct Made {
+    pub made: Bytes,
+    /// Killed. To be dropped when nobody waits any more: it is reaped then, which takes as long as the
+    /// kernel takes to get all its memory back.
+    pub by: Worker,
 }
 
 /// What one job may take besides what its worker was started with.
@@ -242,19 +258,24 @@ impl Talk {
 
     /// True when the child has closed its end.
     fn receive(&mut self, pipe: &mut ChildStdout) -> Result<bool, Failure> {
-        let mut buffer = [0; 64 * 1024];
         loop {
-            match pipe.read(&mut buffer) {
-                Ok(0) => return Ok(true),
-                Ok(read) => self.answer.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
-            if self.answer.len() as u64 > self.answer_bytes_max {
+            let announced = Reply::announced(&self.answer).unwrap_or(0);
+            if announced.max(self.answer.len() as u64) > self.answer_bytes_max {
                 return Err(Failure::Failed(ModuleError::CompileLimit(
                     "the module compiles to more machine code than is kept; make it smaller".into(),
                 )));
+            }
+            let left = (announced as usize).saturating_sub(self.answer.len());
+            if self.answer.try_reserve_exact(left.max(READ_BYTES)).is_err() {
+                return Err(io::Error::from(io::ErrorKind::OutOfMemory).into());
+            }
+            let room = self.answer.capacity() - self.answer.len();
+            match pipe.take(room as u64).read_to_end(&mut self.answer) {
+                // The pipe's end, or that of the room.
+                Ok(read) if read < room => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -153,7 +153,7 @@ impl Shared {
             worker.run(settings, &job, bounds, is_abandoned)
         });
         match translated {
-            Ok(binary) => Ok(binary.into()),
+            Ok(binary) => Ok(binary.made),
             // The words are about compiling.
             Err(
                 Failure::Refused(ModuleError::CompileLimit(_))

@@ -12,8 +12,9 @@ use std::{env, iter};
 use wasmer::{Function, Instance, Module, Store, imports};
 use wasmer_types::TrapCode;
 
-use super::{Compiler, compiling_engine};
+use super::Compiler;
 use crate::sandbox::check::{Limits, check};
+use crate::sandbox::codegen::Codegen;
 
 /// Names the case of a child: compiler and number of the shape.
 const CASE: &str = "WASM_WIZARD_TEST_FRAME";
@@ -143,7 +144,7 @@ fn text(shape: &str, pad: usize) -> String {
 /// Runs a shape at every depth; panics unless all of them end in a full stack.
 fn run(compiler: Compiler, shape: &str) {
     for pad in PADS {
-        let engine = compiling_engine(compiler);
+        let engine = Codegen::new(compiler).engine();
         let wasm = wat::parse_str(text(shape, pad)).unwrap();
         let module = Module::new(&engine, wasm).unwrap();
         for depth in 0..DEPTHS {

@@ -138,7 +138,7 @@ fn after_a_kill_or_a_full_stack_the_instance_is_thrown_away() {
     assert_eq!(outcome.end, End::TimeLimit);
     assert_eq!(idle(&module), 0);
     let module = prepare_here("(module (func $f (call $f)) (func (export \"_start\") (call $f)))");
-    assert_eq!(run(&module).end, End::Trap("call stack exhausted".into()));
+    assert_eq!(run(&module).end, End::StackLimit);
     assert_eq!(idle(&module), 0);
 }
 

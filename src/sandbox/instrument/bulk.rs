@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use wasmer::sys::wasmparser::{BlockType, MemArg, Operator};
-use wasmer::sys::{MiddlewareError, MiddlewareReaderState};
+use wasmer::sys::MiddlewareError;
+use wasmer::sys::wasmparser::Operator;
 use wasmer::{GlobalInit, Type};
 use wasmer_types::ModuleInfo;
 
+use super::code::{Added, Code};
 use super::hidden_global;
 
 /// Bytes that one operator fills or copies at a time. A page that was never touched costs a microsecond
@@ -67,94 +68,89 @@ impl Bulk {
 
     /// Puts the checks before the operator, and all pieces of it but the last, with `poll` after each.
     /// True if the operator is one of those that may take long.
-    pub(super) fn check<'a>(
+    pub(super) fn check(
         &self,
-        operator: &Operator<'a>,
-        state: &mut MiddlewareReaderState<'a>,
-        poll: impl Fn(&mut MiddlewareReaderState<'a>),
-    ) -> Result<bool, MiddlewareError> {
+        operator: &Operator<'_>,
+        code: &mut Code<'_>,
+        poll: impl Fn(&mut Code<'_>),
+    ) -> bool {
         let [first, second, third] = self.operand;
         match *operator {
             Operator::MemoryFill { .. } => {
-                set(state, [third, second, first]);
-                self.memory_end(state, first, third);
-                self.pieces(state, |state| {
-                    self.upwards(state, operator, &[first], &poll);
+                set(code, [third, second, first]);
+                self.memory_end(code, first, third);
+                self.pieces(code, |code| {
+                    self.upwards(code, &[first], &poll);
                 });
-                get(state, [first, second, third]);
+                get(code, [first, second, third]);
             }
             Operator::MemoryCopy { .. } => {
-                set(state, [third, second, first]);
-                self.memory_end(state, first, third);
-                self.memory_end(state, second, third);
-                self.pieces(state, |state| {
+                set(code, [third, second, first]);
+                self.memory_end(code, first, third);
+                self.memory_end(code, second, third);
+                self.pieces(code, |code| {
                     // As with C's memmove: what is read later must not be written before.
-                    get(state, [first, second]);
-                    state.extend(&[
-                        Operator::I32GtU,
-                        Operator::If {
-                            blockty: BlockType::Empty,
-                        },
-                    ]);
-                    self.downwards(state, operator, &poll);
-                    state.extend(&[Operator::Else]);
-                    self.upwards(state, operator, &[first, second], &poll);
-                    state.extend(&[Operator::End]);
+                    get(code, [first, second]);
+                    code.add(&[Added::I32GtU, Added::If]);
+                    self.downwards(code, &poll);
+                    code.add(&[Added::Else]);
+                    self.upwards(code, &[first, second], &poll);
+                    code.add(&[Added::End]);
                 });
-                get(state, [first, second, third]);
+                get(code, [first, second, third]);
             }
             Operator::MemoryInit { data_index, .. } => {
-                set(state, [third, second, first]);
-                self.memory_end(state, first, third);
-                self.segment_end(state, &self.data_len, data_index, |bulk, state| {
-                    bulk.trap_memory(state);
+                set(code, [third, second, first]);
+                self.memory_end(code, first, third);
+                self.segment_end(code, &self.data_len, data_index, |bulk, code| {
+                    bulk.trap_memory(code);
                 });
-                self.pieces(state, |state| {
-                    self.upwards(state, operator, &[first, second], &poll);
+                self.pieces(code, |code| {
+                    self.upwards(code, &[first, second], &poll);
                 });
-                get(state, [first, second, third]);
+                get(code, [first, second, third]);
             }
             Operator::TableGet { table } => {
-                set(state, [first]);
-                self.table_index(state, table);
-                get(state, [first]);
+                set(code, [first]);
+                self.table_index(code, table);
+                get(code, [first]);
             }
             Operator::TableSet { table } => {
-                set(state, [self.reference, first]);
-                self.table_index(state, table);
-                get(state, [first, self.reference]);
+                set(code, [self.reference, first]);
+                self.table_index(code, table);
+                get(code, [first, self.reference]);
             }
             Operator::TableFill { table } => {
-                set(state, [third, self.reference, first]);
-                self.table_end(state, table, first);
-                get(state, [first, self.reference, third]);
+                set(code, [third, self.reference, first]);
+                self.table_end(code, table, first);
+                get(code, [first, self.reference, third]);
             }
             Operator::TableCopy {
                 dst_table,
                 src_table,
             } => {
-                set(state, [third, second, first]);
-                self.table_end(state, dst_table, first);
-                self.table_end(state, src_table, second);
-                get(state, [first, second, third]);
+                set(code, [third, second, first]);
+                self.table_end(code, dst_table, first);
+                self.table_end(code, src_table, second);
+                get(code, [first, second, third]);
             }
             Operator::TableInit { elem_index, table } => {
-                set(state, [third, second, first]);
-                self.table_end(state, table, first);
-                self.segment_end(state, &self.element_len, elem_index, |bulk, state| {
-                    bulk.trap_table(state, table);
+                set(code, [third, second, first]);
+                self.table_end(code, table, first);
+                self.segment_end(code, &self.element_len, elem_index, |bulk, code| {
+                    bulk.trap_table(code, table);
                 });
-                get(state, [first, second, third]);
+                get(code, [first, second, third]);
             }
             // Every other operator traps in machine code or not at all. (The foreign enum is not
             // exhaustive, and has hundreds of them.)
-            _ => return Ok(false),
+            _ => return false,
         }
-        Ok(true)
+        true
     }
 
     /// Puts what follows the operator: a dropped segment has no length any more.
-    pub(super) fn after(&self, operator: &Operator<'_>, state: &mut MiddlewareReaderState<'_>) {
+    pub(super) fn after(&self, operator: &Operator<'_>, code: &mut Code<'_>) {
         let length = match operator {
             Operator::DataDrop { data_index } => self.data_len.get(data_index),
             Operator::ElemDrop { elem_index } => self.element_len.get(elem_index),
@@ -162,200 +158,153 @@ impl Bulk {
             _ => None,
         };
         if let Some(global) = length {
-            state.extend(&[Operator::I32Const { value: 0 }]);
-            set(state, [*global]);
+            code.add(&[Added::I32Const(0)]);
+            set(code, [*global]);
         }
     }
 
     /// Puts what is for lengths of more than one piece.
-    fn pieces<'a>(
-        &self,
-        state: &mut MiddlewareReaderState<'a>,
-        loops: impl FnOnce(&mut MiddlewareReaderState<'a>),
-    ) {
-        self.is_more_than_a_piece(state);
-        state.extend(&[Operator::If {
-            blockty: BlockType::Empty,
-        }]);
-        loops(state);
-        state.extend(&[Operator::End]);
+    fn pieces(&self, code: &mut Code<'_>, loops: impl FnOnce(&mut Code<'_>)) {
+        self.is_more_than_a_piece(code);
+        code.add(&[Added::If]);
+        loops(code);
+        code.add(&[Added::End]);
     }
 
     /// Leaves whether more than a piece is left.
-    fn is_more_than_a_piece(&self, state: &mut MiddlewareReaderState<'_>) {
-        get(state, [self.operand[2]]);
-        state.extend(&[Operator::I32Const { value: PIECE_BYTES }, Operator::I32GtU]);
+    fn is_more_than_a_piece(&self, code: &mut Code<'_>) {
+        get(code, [self.operand[2]]);
+        code.add(&[Added::I32Const(PIECE_BYTES), Added::I32GtU]);
     }
 
     /// Pieces upwards, by moving the operands in `moving`, until one or less is left.
-    fn upwards<'a>(
-        &self,
-        state: &mut MiddlewareReaderState<'a>,
-        operator: &Operator<'a>,
-        moving: &[u32],
-        poll: &impl Fn(&mut MiddlewareReaderState<'a>),
-    ) {
+    fn upwards(&self, code: &mut Code<'_>, moving: &[u32], poll: &impl Fn(&mut Code<'_>)) {
         let [first, second, third] = self.operand;
-        state.extend(&[Operator::Loop {
-            blockty: BlockType::Empty,
-        }]);
-        get(state, [first, second]);
-        state.extend(&[Operator::I32Const { value: PIECE_BYTES }, operator.clone()]);
+        code.add(&[Added::Loop]);
+        get(code, [first, second]);
+        code.add(&[Added::I32Const(PIECE_BYTES)]);
+        code.repeat();
         for global in moving {
-            add(state, *global, PIECE_BYTES);
+            add(code, *global, PIECE_BYTES);
         }
-        add(state, third, -PIECE_BYTES);
-        poll(state);
-        self.is_more_than_a_piece(state);
-        state.extend(&[Operator::BrIf { relative_depth: 0 }, Operator::End]);
+        add(code, third, -PIECE_BYTES);
+        poll(code);
+        self.is_more_than_a_piece(code);
+        code.add(&[Added::BrIf(0), Added::End]);
     }
 
     /// Pieces downwards: the last first, until one or less is left at the start.
-    fn downwards<'a>(
-        &self,
-        state: &mut MiddlewareReaderState<'a>,
-        operator: &Operator<'a>,
-        poll: &impl Fn(&mut MiddlewareReaderState<'a>),
-    ) {
+    fn downwards(&self, code: &mut Code<'_>, poll: &impl Fn(&mut Code<'_>)) {
         let [first, second, third] = self.operand;
-        state.extend(&[Operator::Loop {
-            blockty: BlockType::Empty,
-        }]);
-        add(state, third, -PIECE_BYTES);
+        code.add(&[Added::Loop]);
+        add(code, third, -PIECE_BYTES);
         for start in [first, second] {
-            get(state, [start, third]);
-            state.extend(&[Operator::I32Add]);
+            get(code, [start, third]);
+            code.add(&[Added::I32Add]);
         }
-        state.extend(&[Operator::I32Const { value: PIECE_BYTES }, operator.clone()]);
-        poll(state);
-        self.is_more_than_a_piece(state);
-        state.extend(&[Operator::BrIf { relative_depth: 0 }, Operator::End]);
+        code.add(&[Added::I32Const(PIECE_BYTES)]);
+        code.repeat();
+        poll(code);
+        self.is_more_than_a_piece(code);
+        code.add(&[Added::BrIf(0), Added::End]);
     }
 
     /// Traps unless `start + length` is within the memory: looks at the last byte of the range,
     /// or the one before an empty range, and lets the memory's own guard decide.
-    fn memory_end(&self, state: &mut MiddlewareReaderState<'_>, start: u32, length: u32) {
-        let end = Operator::GlobalGet {
-            global_index: self.end,
-        };
-        self.sum(state, start, length);
-        state.extend(&[
-            Operator::GlobalSet {
-                global_index: self.end,
-            },
-            end.clone(),
-            Operator::I64Eqz,
-            Operator::I32Eqz,
-            Operator::If {
-                blockty: BlockType::Empty,
-            },
-            end.clone(),
-            Operator::I64Const { value: 1 << 32 },
-            Operator::I64GtU,
-            Operator::If {
-                blockty: BlockType::Empty,
-            },
-        ]);
-        self.trap_memory(state);
-        state.extend(&[
-            Operator::End,
+    fn memory_end(&self, code: &mut Code<'_>, start: u32, length: u32) {
+        let end = Added::GlobalGet(self.end);
+        self.sum(code, start, length);
+        code.add(&[
+            Added::GlobalSet(self.end),
             end,
-            Operator::I32WrapI64,
-            Operator::I32Const { value: 1 },
-            Operator::I32Sub,
-            Operator::I32Load8U { memarg: at(0) },
-            Operator::Drop,
-            Operator::End,
+            Added::I64Eqz,
+            Added::I32Eqz,
+            Added::If,
+            end,
+            Added::I64Const(1 << 32),
+            Added::I64GtU,
+            Added::If,
+        ]);
+        self.trap_memory(code);
+        code.add(&[
+            Added::End,
+            end,
+            Added::I32WrapI64,
+            Added::I32Const(1),
+            Added::I32Sub,
+            Added::I32Load8U { offset: 0 },
+            Added::Drop,
+            Added::End,
         ]);
     }
 
     /// Traps unless `second + third` is within the segment.
     fn segment_end(
         &self,
-        state: &mut MiddlewareReaderState<'_>,
+        code: &mut Code<'_>,
         lengths: &BTreeMap<u32, u32>,
         segment: u32,
-        trap: impl Fn(&Bulk, &mut MiddlewareReaderState<'_>),
+        trap: impl Fn(&Bulk, &mut Code<'_>),
     ) {
-        self.sum(state, self.operand[1], self.operand[2]);
+        self.sum(code, self.operand[1], self.operand[2]);
         match lengths.get(&segment) {
-            Some(global) => state.extend(&[Operator::GlobalGet {
-                global_index: *global,
-            }]),
+            Some(global) => code.add(&[Added::GlobalGet(*global)]),
             // A segment that is not passive was dropped by instantiation.
-            None => state.extend(&[Operator::I32Const { value: 0 }]),
+            None => code.add(&[Added::I32Const(0)]),
         }
-        state.extend(&[
-            Operator::I64ExtendI32U,
-            Operator::I64GtU,
-            Operator::If {
-                blockty: BlockType::Empty,
-            },
-        ]);
-        trap(self, state);
-        state.extend(&[Operator::End]);
+        code.add(&[Added::I64ExtendI32U, Added::I64GtU, Added::If]);
+        trap(self, code);
+        code.add(&[Added::End]);
     }
 
     /// Traps unless the first operand is an index of the table.
-    fn table_index(&self, state: &mut MiddlewareReaderState<'_>, table: u32) {
-        get(state, [self.operand[0]]);
-        state.extend(&[
-            Operator::TableSize { table },
-            Operator::I32GeU,
-            Operator::If {
-                blockty: BlockType::Empty,
-            },
-        ]);
-        self.trap_table(state, table);
-        state.extend(&[Operator::End]);
+    fn table_index(&self, code: &mut Code<'_>, table: u32) {
+        get(code, [self.operand[0]]);
+        code.add(&[Added::TableSize(table), Added::I32GeU, Added::If]);
+        self.trap_table(code, table);
+        code.add(&[Added::End]);
     }
 
     /// Traps unless `start + third` is within the table.
-    fn table_end(&self, state: &mut MiddlewareReaderState<'_>, table: u32, start: u32) {
-        self.sum(state, start, self.operand[2]);
-        state.extend(&[
-            Operator::TableSize { table },
-            Operator::I64ExtendI32U,
-            Operator::I64GtU,
-            Operator::If {
-                blockty: BlockType::Empty,
-            },
+    fn table_end(&self, code: &mut Code<'_>, table: u32, start: u32) {
+        self.sum(code, start, self.operand[2]);
+        code.add(&[
+            Added::TableSize(table),
+            Added::I64ExtendI32U,
+            Added::I64GtU,
+            Added::If,
         ]);
-        self.trap_table(state, table);
-        state.extend(&[Operator::End]);
+        self.trap_table(code, table);
+        code.add(&[Added::End]);
     }
 
     /// Leaves the sum of two `i32` as an `i64`, so that it can't wrap around.
-    fn sum(&self, state: &mut MiddlewareReaderState<'_>, left: u32, right: u32) {
-        state.extend(&[
-            Operator::GlobalGet { global_index: left },
-            Operator::I64ExtendI32U,
-            Operator::GlobalGet {
-                global_index: right,
-            },
-            Operator::I64ExtendI32U,
-            Operator::I64Add,
+    fn sum(&self, code: &mut Code<'_>, left: u32, right: u32) {
+        code.add(&[
+            Added::GlobalGet(left),
+            Added::I64ExtendI32U,
+            Added::GlobalGet(right),
+            Added::I64ExtendI32U,
+            Added::I64Add,
         ]);
     }
 
     /// Traps with "out of bounds memory access": no memory reaches 8 GiB.
-    fn trap_memory(&self, state: &mut MiddlewareReaderState<'_>) {
-        state.extend(&[
-            Operator::I32Const { value: -1 },
-            Operator::I32Load8U {
-                memarg: at(u64::from(u32::MAX)),
-            },
-            Operator::Drop,
+    fn trap_memory(&self, code: &mut Code<'_>) {
+        code.add(&[
+            Added::I32Const(-1),
+            Added::I32Load8U { offset: u32::MAX },
+            Added::Drop,
         ]);
     }
 
     /// Traps with "out of bounds table access": no table has so many elements.
-    fn trap_table(&self, state: &mut MiddlewareReaderState<'_>, table: u32) {
-        state.extend(&[
-            Operator::I32Const { value: -1 },
-            Operator::CallIndirect {
+    fn trap_table(&self, code: &mut Code<'_>, table: u32) {
+        code.add(&[
+            Added::I32Const(-1),
+            Added::CallIndirect {
                 type_index: self.nullary_type,
-                table_index: table,
+                table,
             },
         ]);
     }
@@ -378,25 +327,16 @@ fn length_globals(
 }
 
 /// Takes operands off the stack, the topmost first.
-fn set<const N: usize>(state: &mut MiddlewareReaderState<'_>, globals: [u32; N]) {
-    state.extend(&globals.map(|global_index| Operator::GlobalSet { global_index }));
+fn set<const N: usize>(code: &mut Code<'_>, globals: [u32; N]) {
+    code.add(&globals.map(Added::GlobalSet));
 }
 
-fn add(state: &mut MiddlewareReaderState<'_>, global: u32, value: i32) {
-    get(state, [global]);
-    state.extend(&[Operator::I32Const { value }, Operator::I32Add]);
-    set(state, [global]);
+fn add(code: &mut Code<'_>, global: u32, value: i32) {
+    get(code, [global]);
+    code.add(&[Added::I32Const(value), Added::I32Add]);
+    set(code, [global]);
 }
 
-fn get<const N: usize>(state: &mut MiddlewareReaderState<'_>, globals: [u32; N]) {
-    state.extend(&globals.map(|global_index| Operator::GlobalGet { global_index }));
-}
-
-fn at(offset: u64) -> MemArg {
-    MemArg {
-        align: 0,
-        max_align: 0,
-        offset,
-        memory: 0,
-    }
+fn get<const N: usize>(code: &mut Code<'_>, globals: [u32; N]) {
+    code.add(&globals.map(Added::GlobalGet));
 }

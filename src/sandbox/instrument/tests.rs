@@ -8,20 +8,21 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use wasmer::sys::{CompilerConfig, Cranelift, EngineBuilder, NativeEngineExt};
+use wasmer::sys::{Cranelift, EngineBuilder, NativeEngineExt};
 use wasmer::{Engine, Instance, Module, Store, Value};
 
+use super::super::codegen::Instrumented;
 use super::super::memory::{Data, MemoryPool};
 use super::super::tunables::{SandboxTunables, making};
 use super::{Instrument, STOP};
 
 /// A module with `_start` and `memory` compiled here, with polls in loops or without.
 fn instance(text: &str, poll_loops: bool) -> (Store, Instance, NonNull<AtomicI64>) {
-    let mut cranelift = Cranelift::new();
-    cranelift.push_middleware(Arc::new(Instrument {
+    let instrument = Arc::new(Instrument {
         poll_loops,
         plan: std::sync::OnceLock::new(),
-    }));
+    });
+    let cranelift = Instrumented::new(Cranelift::new(), instrument);
     let mut engine: Engine = EngineBuilder::new(cranelift).engine().into();
     engine.set_tunables(SandboxTunables::new(
         MemoryPool::new(1, false),

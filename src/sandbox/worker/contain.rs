@@ -32,15 +32,18 @@ pub(super) fn begin() -> io::Result<()> {
         // Linux before 5.9 lacks it; the parent's descriptors are close-on-exec anyway.
         libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
     }
-    limit(libc::RLIMIT_CORE, 0)?;
+    limit(libc::RLIMIT_CORE, 0, 0)?;
     // No file can be written. (A limit on processes would count all of the user's.)
-    limit(libc::RLIMIT_FSIZE, 0)
+    limit(libc::RLIMIT_FSIZE, 0, 0)
 }
 
 /// Bounds memory and CPU time.
 pub(super) fn bound(limits: Limits) -> io::Result<()> {
-    limit(libc::RLIMIT_AS, limits.memory_bytes_max)?;
-    limit(libc::RLIMIT_CPU, limits.cpu_seconds_max)
+    let memory = limits.memory_bytes_max;
+    limit(libc::RLIMIT_AS, memory, memory)?;
+    // At the first the kernel sends SIGXCPU, which says why; at the second SIGKILL, which does not.
+    let seconds = limits.cpu_seconds_max;
+    limit(libc::RLIMIT_CPU, seconds, seconds.saturating_add(1))
 }
 
 /// From here on, a system call that compiling does not need ends the process. Returns zero, or the
@@ -59,6 +62,13 @@ pub(super) fn filter() -> i32 {
         })
     });
     installed.err().unwrap_or(0)
+}
+
+/// Closes standard output, to which nothing is written after.
+pub(super) fn close_output() {
+    // SAFETY: the descriptor is the process's own; the standard library's handle to it is not used
+    // again, and would answer with an error if it was.
+    unsafe { libc::close(libc::STDOUT_FILENO) };
 }
 
 /// The kernel takes the strictest answer of all filters. The first tells the C library that there is
@@ -159,7 +169,7 @@ fn argument(index: u8, value: u64) -> Result<SeccompRule, seccompiler::BackendEr
     )?])
 }
 
-fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
+fn limit(resource: libc::__rlimit_resource_t, soft: u64, hard: u64) -> io::Result<()> {
     let mut current = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -167,12 +177,11 @@ fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
     // SAFETY: the structure outlives both calls.
     unsafe {
         check(libc::getrlimit(resource, &mut current))?;
-        let most = most.min(current.rlim_max);
         check(libc::setrlimit(
             resource,
             &libc::rlimit {
-                rlim_cur: most,
-                rlim_max: most,
+                rlim_cur: soft.min(current.rlim_max),
+                rlim_max: hard.min(current.rlim_max),
             },
         ))
     }

@@ -1,7 +1,9 @@
 //! The protocol, and what is made of text.
 
+use bytes::Bytes;
+
 use super::super::ModuleError;
-use super::{ANSWER_HEAD_BYTES, Answer, Compiler, Job, Limits, Reply, Task, job, translated};
+use super::{Answer, Compiler, Job, Limits, Reply, TAG_AT, Task, job, translated};
 
 fn encoded(answer: &Answer) -> Vec<u8> {
     let mut bytes = 38_i32.to_le_bytes().to_vec();
@@ -11,9 +13,9 @@ fn encoded(answer: &Answer) -> Vec<u8> {
 
 #[test]
 fn replies_survive_the_pipe() {
-    let reply = Reply::decode(encoded(&Answer::Made(vec![1, 2, 3]))).unwrap();
+    let reply = Reply::decode(encoded(&Answer::Made(vec![1, 2, 3].into()))).unwrap();
     assert_eq!(reply.unfiltered, 38);
-    assert!(matches!(reply.answer, Answer::Made(bytes) if bytes == [1, 2, 3]));
+    assert!(matches!(reply.answer, Answer::Made(bytes) if bytes[..] == [1, 2, 3]));
     let text = || "why".to_owned();
     for error in [
         ModuleError::Invalid(text()),
@@ -32,7 +34,7 @@ fn replies_survive_the_pipe() {
 
 #[test]
 fn a_cut_or_lengthened_or_unknown_reply_is_none() {
-    let whole = encoded(&Answer::Made(vec![7; 20]));
+    let whole = encoded(&Answer::Made(vec![7; 20].into()));
     for length in 0..whole.len() {
         assert!(
             Reply::decode(whole[..length].to_vec()).is_none(),
@@ -40,8 +42,8 @@ fn a_cut_or_lengthened_or_unknown_reply_is_none() {
         );
     }
     assert!(Reply::decode([&whole[..], b"x"].concat()).is_none());
-    let mut unknown = encoded(&Answer::Made(Vec::new()));
-    unknown[ANSWER_HEAD_BYTES - 9] = 9;
+    let mut unknown = encoded(&Answer::Made(Bytes::new()));
+    unknown[TAG_AT] = 9;
     assert!(Reply::decode(unknown).is_none());
 }
 
@@ -78,7 +80,7 @@ fn limits_and_jobs_survive_the_pipe() {
 #[test]
 fn text_becomes_binary_and_an_error_names_its_line() {
     let made = translated(b"(module)".to_vec());
-    assert!(matches!(made, Answer::Made(binary) if binary == b"\0asm\x01\0\0\0"));
+    assert!(matches!(made, Answer::Made(binary) if binary[..] == *b"\0asm\x01\0\0\0"));
     let refused = translated(b"(module\n  (func\n    i32.nonsense))".to_vec());
     let Answer::Refused(ModuleError::Invalid(message)) = refused else {
         panic!("a text with a mistake is not valid");

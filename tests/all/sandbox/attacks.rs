@@ -66,10 +66,9 @@ enum Expected {
     Traps(&'static str),
     TimeLimit,
     MemoryLimit,
+    StackLimit,
     OutputLimit,
 }
-
-const OVERFLOW: Expected = Expected::Traps("call stack exhausted");
 
 /// Declares attacks: a test of each one's name, and `ALL` of them.
 macro_rules! attacks {
@@ -142,6 +141,7 @@ impl Attack {
             Expected::Traps(text) => End::Trap(text.into()),
             Expected::TimeLimit => End::TimeLimit,
             Expected::MemoryLimit => End::MemoryLimit,
+            Expected::StackLimit => End::StackLimit,
             Expected::OutputLimit => End::OutputLimit,
         };
         assert_eq!(end, expected, "{which}");

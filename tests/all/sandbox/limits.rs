@@ -88,7 +88,7 @@ async fn end_at(module: &Arc<Prepared>, depth: u32) -> End {
 
 /// The least depth that does not fit the stack.
 async fn too_deep(module: &Arc<Prepared>) -> u32 {
-    let overflow = End::Trap("call stack exhausted".into());
+    let overflow = End::StackLimit;
     let (mut fits, mut too_deep) = (0, 200_000);
     while too_deep - fits > 1 {
         let middle = (fits + too_deep) / 2;

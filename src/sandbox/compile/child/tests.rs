@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::{Bounds, Failure, Worker};
@@ -45,7 +46,7 @@ fn script(lines: &str, timeout: Duration) -> Script {
 const LONG: Duration = Duration::from_secs(600);
 
 impl Script {
-    fn run(&self, abandoned: impl Fn() -> bool) -> Result<Vec<u8>, Failure> {
+    fn run(&self, abandoned: impl Fn() -> bool) -> Result<Bytes, Failure> {
         let job = Job {
             task: Task::Compile(Compiler::Cranelift),
             input: &vec![0; 300_000],
@@ -55,7 +56,9 @@ impl Script {
             made_bytes_max: 1 << 20,
             is_background: true,
         };
-        Worker::start(&self.settings)?.run(&self.settings, &job, bounds, abandoned)
+        let worker = Worker::start(&self.settings)?;
+        let made = worker.run(&self.settings, &job, bounds, abandoned)?;
+        Ok(made.made)
     }
 
     fn error(&self) -> ModuleError {

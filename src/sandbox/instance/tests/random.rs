@@ -273,6 +273,7 @@ fn scripted_guests_leave_nothing() {
             End::Trap(_)
             | End::TimeLimit
             | End::MemoryLimit
+            | End::StackLimit
             | End::OutputLimit
             | End::Cancelled => {}
         }

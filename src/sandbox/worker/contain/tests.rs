@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::{env, fs, thread};
 
-use super::{begin, filter};
+use super::{Limits, begin, bound, filter};
 
 /// Names the attempt that a child makes.
 const ATTEMPT: &str = "WASM_WIZARD_TEST_ATTEMPT";
@@ -40,6 +40,13 @@ fn child() {
         return;
     };
     begin().unwrap();
+    if what == "spin" {
+        let limits = Limits {
+            memory_bytes_max: 1 << 30,
+            cpu_seconds_max: 1,
+        };
+        bound(limits).unwrap();
+    }
     let path = c"/etc/passwd".as_ptr();
     // SAFETY: all pointers are to what outlives the calls; what a call would do to this process does
     // not matter, it ends right after.
@@ -51,6 +58,9 @@ fn child() {
             "nothing" => {}
             "thread" => assert_eq!(thread::spawn(|| 5).join().unwrap(), 5),
             "abort" => libc::abort(),
+            "spin" => loop {
+                std::hint::spin_loop();
+            },
             "open" => drop(libc::openat(libc::AT_FDCWD, path, libc::O_RDONLY)),
             "socket" => drop(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0)),
             "fork" => {
@@ -83,6 +93,8 @@ fn a_contained_process_can_compute_and_end() {
         ("nothing", Some(DONE), None),
         ("thread", Some(DONE), None),
         ("abort", None, Some(libc::SIGABRT)),
+        // The signal tells the parent that it was time that ran out, not memory.
+        ("spin", None, Some(libc::SIGXCPU)),
     ] {
         let Some(status) = attempt(what) else { return };
         assert_eq!((status.code(), status.signal()), (code, signal), "{what}");

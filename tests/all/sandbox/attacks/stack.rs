@@ -1,7 +1,8 @@
 //! Guests that want more stack than there is: with frames of all sizes, so that no guard page is
 //! jumped over.
 
-use super::{OVERFLOW, attacks, module};
+use super::Expected::StackLimit;
+use super::{attacks, module};
 
 fn repeat(word: &str, count: usize) -> String {
     format!("{word} ").repeat(count)
@@ -75,7 +76,7 @@ fn wide_call_at_every_depth(parameters: usize, results: usize) -> Vec<u8> {
 }
 
 attacks! {
-    overflow_with_small_frames => OVERFLOW, vec![
+    overflow_with_small_frames => StackLimit, vec![
         module("(func $r (call $r))", "(call $r)"),
         module("(func $r (call $r) (call $leaf)) (func $leaf)", "(call $r)"),
         module(
@@ -83,26 +84,26 @@ attacks! {
             "(drop (call $r (i32.const 0)))",
         ),
     ];
-    overflow_with_huge_frames => OVERFLOW, vec![
+    overflow_with_huge_frames => StackLimit, vec![
         live("i64", 10), live("i64", 128), live("i64", 600), live("i64", 1_000), live("i64", 5_000),
         live("v128", 500), live("v128", 5_000), live("f32", 3_000),
     ];
-    overflow_with_frames_hardly_touched => OVERFLOW, vec![
+    overflow_with_frames_hardly_touched => StackLimit, vec![
         untouched(500), untouched(1_100), untouched(5_000), untouched(19_000),
     ];
-    overflow_with_many_parameters => OVERFLOW, vec![
+    overflow_with_many_parameters => StackLimit, vec![
         parameters(10), parameters(100), parameters(128), parameters(129), parameters(500), parameters(1_000),
     ];
-    overflow_with_many_results => OVERFLOW, vec![
+    overflow_with_many_results => StackLimit, vec![
         results(2), results(16), results(17), results(128), results(400), results(1_000),
     ];
-    overflow_beside_wide_calls => OVERFLOW, vec![
+    overflow_beside_wide_calls => StackLimit, vec![
         wide_call_at_every_depth(0, 16),
         wide_call_at_every_depth(128, 0),
         wide_call_at_every_depth(128, 16),
         wide_call_at_every_depth(1_000, 1_000),
     ];
-    overflow_through_a_table => OVERFLOW, vec![
+    overflow_through_a_table => StackLimit, vec![
         module(
             "(table 2 funcref) (elem (i32.const 0) $a $b)
              (func $a (call_indirect (i32.const 1)) (call $n))
@@ -118,10 +119,10 @@ attacks! {
             "(drop (call $a (i64.const 0) (v128.const i64x2 0 0)))",
         ),
     ];
-    overflow_in_the_start_section => OVERFLOW, vec![
+    overflow_in_the_start_section => StackLimit, vec![
         module("(func $s (call $s) (call $n)) (func $n) (start $s)", ""),
     ];
-    overflow_in_nested_blocks => OVERFLOW, vec![
+    overflow_in_nested_blocks => StackLimit, vec![
         module(
             &format!(
                 "(func $r (param i64) (result i64) {} (call $r (local.get 0)) {} (i64.add (local.get 0)))",
