@@ -26,7 +26,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// What the pipes should hold: a module and its artifact pass in a few steps. More than the kernel
 /// lets an ordinary user have is no use.
 const PIPE_BYTES: libc::c_int = 1 << 20;
-/// What is read at least, where so much is there.
+/// Room for what is read, beyond what is known to come.
 const READ_BYTES: usize = 4096;
 /// How much a compile in the background steps back, even for other compiles.
 const NICENESS_BACKGROUND: libc::c_int = 15;
@@ -265,10 +265,7 @@ impl Talk {
                     "the module compiles to more machine code than is kept; make it smaller".into(),
                 )));
             }
-            let left = (announced as usize).saturating_sub(self.answer.len());
-            if self.answer.try_reserve_exact(left.max(READ_BYTES)).is_err() {
-                return Err(io::Error::from(io::ErrorKind::OutOfMemory).into());
-            }
+            self.make_room((announced as usize).saturating_sub(self.answer.len()))?;
             let room = self.answer.capacity() - self.answer.len();
             match pipe.take(room as u64).read_to_end(&mut self.answer) {
                 // The pipe's end, or that of the room.
@@ -278,6 +275,20 @@ impl Talk {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Makes room for what is left of the answer, if that is known, and some more: its end has to be
+    /// seen too.
+    fn make_room(&mut self, left: usize) -> io::Result<()> {
+        let room = self.answer.capacity() - self.answer.len();
+        let reserved = if room > left {
+            Ok(())
+        } else if left > 0 {
+            self.answer.try_reserve_exact(left + READ_BYTES)
+        } else {
+            self.answer.try_reserve(READ_BYTES)
+        };
+        reserved.map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 }
 
