@@ -32,6 +32,8 @@ pub mod code {
     pub const TIER_TOO_LOW: &str = "tier_too_low";
     pub const FORBIDDEN: &str = "forbidden";
     pub const INSUFFICIENT_SCOPE: &str = "insufficient_scope";
+    pub const CERTIFICATE_REQUIRED: &str = "certificate_required";
+    pub const CERTIFICATE_ENDED: &str = "certificate_ended";
     pub const NOT_FOUND: &str = "not_found";
     pub const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
     pub const CONFLICT: &str = "conflict";
@@ -89,6 +91,8 @@ pub mod code {
         TIER_TOO_LOW,
         FORBIDDEN,
         INSUFFICIENT_SCOPE,
+        CERTIFICATE_REQUIRED,
+        CERTIFICATE_ENDED,
         NOT_FOUND,
         METHOD_NOT_ALLOWED,
         CONFLICT,

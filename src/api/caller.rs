@@ -34,7 +34,7 @@ impl<S: Sync> FromRequestParts<S> for Authenticated {
                 principal: Arc::clone(principal),
                 request_id: caller.request_id.clone(),
             }),
-            Principal::Anonymous => Err(Failure::unauthorized(
+            Principal::Anonymous | Principal::Certificate(_) => Err(Failure::unauthorized(
                 "this needs an API key: send `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",
             )
             .into()),

@@ -64,6 +64,7 @@ pub struct Settings {
 pub enum Principal {
     Anonymous,
     Key(Arc<KeyPrincipal>),
+    Certificate(Arc<CertificatePrincipal>),
 }
 
 /// A caller who showed a valid API key, or an access token of one.
@@ -79,6 +80,13 @@ pub struct KeyPrincipal {
     pub expires_at: Option<DateTime<Utc>>,
     /// The family of the access token, if that was shown and not the key itself.
     pub token_family: Option<Uuid>,
+}
+
+/// A caller who showed a client certificate that the route takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificatePrincipal {
+    /// The certificate's subject, or, where it has none, its first alternative name.
+    pub name: String,
 }
 
 /// Why a credential was not accepted.

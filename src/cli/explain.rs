@@ -14,8 +14,8 @@ use crate::config::Config;
 use crate::gateway::Settings;
 use crate::limits;
 use crate::route::{
-    self, Asked, Auth, Candidate, Cors, Found, HeaderEdits, ModuleSource, Origins, Route, Table,
-    Target,
+    self, Asked, Auth, Candidate, CertificateRule, Cors, Found, HeaderEdits, ModuleSource, Origins,
+    Route, Table, Target,
 };
 
 /// Say which route a request would take, and why no other
@@ -216,7 +216,8 @@ fn details(route: &Route, params: &[(String, String)], config: &Config) -> Value
         "parameters": params,
         "allow": list(route.access.allow.iter().map(ToString::to_string).collect(), "any address"),
         "deny": list(route.access.deny.iter().map(ToString::to_string).collect(), "none"),
-        "auth": match route.auth {
+        "auth": match &route.auth {
+            Auth::Certificate(rule) => certificates(rule),
             Auth::None => "anyone".to_owned(),
             Auth::Key => "an API key with the scope execute".to_owned(),
             Auth::Role(role) => {
@@ -236,6 +237,21 @@ fn details(route: &Route, params: &[(String, String)], config: &Config) -> Value
         "cors": route.cors.as_ref().map_or("what the target says".to_owned(), cors),
         "compress": route.compress.unwrap_or(config.gateway.compression.enabled),
     })
+}
+
+fn certificates(rule: &CertificateRule) -> String {
+    let subjects = rule.subjects.iter().map(ToString::to_string);
+    let names = rule.names.iter().map(ToString::to_string);
+    let some: Vec<String> = subjects.chain(names).collect();
+    let of = match some.is_empty() {
+        true => "of anyone".to_owned(),
+        false => format!("of {}", some.join(" or ")),
+    };
+    let by = rule.ca.as_ref();
+    let by = by.map_or(String::new(), |ca| {
+        format!(", signed by an authority in {}", ca.display())
+    });
+    format!("a client certificate {of}{by}")
 }
 
 fn limits_of(route: &Route, config: &Config) -> Value {

@@ -179,9 +179,17 @@ fn list(words: &[&str]) -> String {
         [] => "absent".to_string(),
         [word] => format!("'{word}'"),
         [words @ .., last] => {
-            let words: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
-            format!("{} or '{last}'", words.join(", "))
+            let words: Vec<String> = words.iter().map(|word| written(word)).collect();
+            format!("{} or {}", words.join(", "), written(last))
         }
+    }
+}
+
+/// A word of the file as it is written: some need a value.
+fn written(word: &str) -> String {
+    match word {
+        "role" | "hash_header" | "hash_cookie" => format!("{{ {word}: … }}"),
+        _ => format!("'{word}'"),
     }
 }
 
@@ -491,10 +499,8 @@ impl<'de> de::VariantAccess<'de> for Choice<'_> {
             Some(node) => {
                 de::Deserializer::deserialize_struct(self.reader.child(node), "", fields, visitor)
             }
-            None => Err(Error::new(format_args!(
-                "'{}' needs a mapping",
-                shown(self.word)
-            ))),
+            // A word alone is the choice with all its defaults.
+            None => visitor.visit_map(self.reader.fields(&[], fields)),
         }
     }
 }

@@ -10,10 +10,10 @@ use pingora_proxy::Session;
 use super::connection::{self, TooMany};
 use super::respond::Stop;
 use super::{Ctx, Gateway, client_address};
-use crate::auth::{AuthError, KeyPrincipal, Principal, Role, Scope};
+use crate::auth::{AuthError, CertificatePrincipal, KeyPrincipal, Principal, Role, Scope};
 use crate::failure::{Failure, code};
-use crate::limits::{Rate, RouteKey, Subject};
-use crate::route::{Auth, Route};
+use crate::limits::{CertificateKey, Rate, RouteKey, Subject};
+use crate::route::{Auth, CertificateRule, Route};
 use crate::telemetry::health::Probe;
 use crate::telemetry::metrics::metrics;
 
@@ -29,7 +29,7 @@ impl Gateway {
         if !route.access.permits(ctx.client) {
             return Err(denied("route").into());
         }
-        match route.auth {
+        match &route.auth {
             Auth::None => {}
             Auth::Key => {
                 self.identify(session, ctx).await?;
@@ -39,20 +39,25 @@ impl Gateway {
                 self.identify(session, ctx).await?;
                 let key = self.require_key(ctx)?;
                 require_scope(&key, Scope::Execute)?;
-                if role > Role::User {
+                if *role > Role::User {
                     require_scope(&key, Scope::Admin)?;
                 }
-                if key.role < role {
+                if key.role < *role {
                     return Err(Failure::forbidden(
                         "this key's user lacks the role that the route asks for",
                     )
                     .into());
                 }
             }
+            Auth::Certificate(rule) => ctx.principal = certified(ctx, rule)?,
         }
         let rate = route.limits.rate;
         let subject = match (&ctx.principal, ctx.client) {
             (Principal::Key(key), _) => Some(Subject::RouteUser(route_key, key.user_id)),
+            (Principal::Certificate(certificate), _) => {
+                let key = CertificateKey::of(&certificate.name);
+                Some(Subject::RouteCertificate(route_key, key))
+            }
             (Principal::Anonymous, Some(ip)) => Some(Subject::RouteAddress(route_key, ip)),
             (Principal::Anonymous, None) => None,
         };
@@ -67,7 +72,7 @@ impl Gateway {
     fn require_key(&self, ctx: &Ctx) -> Result<Arc<KeyPrincipal>, Failure> {
         match &ctx.principal {
             Principal::Key(key) => Ok(Arc::clone(key)),
-            Principal::Anonymous => Err(Failure::unauthorized(
+            Principal::Anonymous | Principal::Certificate(_) => Err(Failure::unauthorized(
                 "an API key is needed: send `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",
             )),
         }
@@ -91,7 +96,7 @@ impl Gateway {
         };
         metrics().authentication(match &result {
             Ok(Principal::Anonymous) => "anonymous",
-            Ok(Principal::Key(_)) => "ok",
+            Ok(Principal::Key(_) | Principal::Certificate(_)) => "ok",
             Err(AuthError::Malformed) => "malformed",
             Err(AuthError::Invalid) => "invalid",
             Err(AuthError::TokenExpired) => "expired",
@@ -144,6 +149,46 @@ impl Gateway {
         );
         Err(failure.retry_after(retry_after).into())
     }
+}
+
+/// Whether the certificate that the connection began with is still good.
+pub(super) fn check_certificate(session: &mut Session, ctx: &Ctx) -> Result<(), Failure> {
+    if ctx.certificate.is_ok() {
+        return Ok(());
+    }
+    session.set_keepalive(None);
+    metrics().authentication("invalid");
+    Err(Failure::new(
+        StatusCode::FORBIDDEN,
+        code::CERTIFICATE_ENDED,
+        "the client certificate of this connection is not good any more; connect again",
+    ))
+}
+
+/// The caller that its certificate names, if that may come in.
+fn certified(ctx: &Ctx, rule: &CertificateRule) -> Result<Principal, Failure> {
+    let named = ctx.shown().and_then(|shown| Some((shown, shown.name()?)));
+    let Some((certificate, name)) = named else {
+        metrics().authentication("anonymous");
+        return Err(Failure::new(
+            StatusCode::FORBIDDEN,
+            code::CERTIFICATE_REQUIRED,
+            "a client certificate is needed that has a name",
+        ));
+    };
+    let is_ours = rule.ca.as_deref();
+    let is_ours = is_ours.is_none_or(|ca| certificate.is_vouched_for_by(ca));
+    if !is_ours || !rule.admits(&certificate.subject, &certificate.names) {
+        metrics().authentication("invalid");
+        return Err(Failure::forbidden(
+            "this client certificate may not be used here",
+        ));
+    }
+    metrics().authentication("ok");
+    let name = name.to_owned();
+    Ok(Principal::Certificate(Arc::new(CertificatePrincipal {
+        name,
+    })))
 }
 
 /// Whether one more request may be answered now. Who asks for the gateway's health is told as long as

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
+use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::H2Options;
 use pingora_core::protocols::raw_connect::ProxyDigest;
@@ -30,11 +31,13 @@ use tokio::sync::watch;
 use super::client_address::is_trusted;
 use super::{Settings, Shared};
 use crate::telemetry::metrics::metrics;
-use crate::tls::{ClientCertificate, Terminator};
+use crate::tls::Terminator;
 pub use caps::ClientCaps;
 pub(super) use caps::{Requests, TooMany};
 use client_stream::{ClientStream, Http1, Http2, Protocol};
-pub(super) use facts::{Facts, OnConnection, count_at_once, count_request, facts};
+pub(super) use facts::{
+    Facts, NotGood, OnConnection, certificate, count_at_once, count_request, facts,
+};
 pub(super) use framing::Refusal;
 use overdue::Due;
 pub(super) use overdue::Report;
@@ -168,9 +171,10 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
             None => tcp,
             Some(terminator) => {
                 let timeout = settings.timeouts.tls_handshake;
-                let io = handshake(terminator, *tcp, timeout).await?;
-                facts.certificate = match io.get_ssl().map(ClientCertificate::of) {
-                    Some(Ok(certificate)) => certificate,
+                let handshakes = terminator.handshakes();
+                let io = handshake(handshakes.acceptor(), *tcp, timeout).await?;
+                facts.certificate = match io.get_ssl().map(|tls| handshakes.client(tls)) {
+                    Some(Ok(certificate)) => certificate.map(Arc::new),
                     None => None,
                     Some(Err(error)) => {
                         tracing::warn!(%error, "a connection was refused");
@@ -283,11 +287,10 @@ fn canonical(address: Option<SocketAddr>) -> Option<IpAddr> {
 }
 
 async fn handshake(
-    terminator: &Terminator,
+    acceptor: &Acceptor,
     tcp: l4::stream::Stream,
     timeout: Duration,
 ) -> Option<Stream> {
-    let acceptor = terminator.acceptor();
     match tokio::time::timeout(timeout, acceptor.tls_handshake(tcp)).await {
         Ok(Ok(stream)) => {
             metrics().tls_handshake("ok");

@@ -9,7 +9,7 @@ use pingora_core::Error;
 use pingora_proxy::Session;
 
 use super::Gateway;
-use super::connection::{self, OnConnection, Requests};
+use super::connection::{self, NotGood, OnConnection, Requests};
 use super::plan::Plan;
 use super::proxy::Proxied;
 use super::recording::Execution;
@@ -19,6 +19,7 @@ use crate::route::{Cors, HeaderEdits, Route};
 use crate::sandbox::Usage;
 use crate::telemetry::access::RequestLine;
 use crate::telemetry::metrics::metrics;
+use crate::tls::ClientCertificate;
 use crate::upstream::Member;
 
 /// What is known of a request while it is served.
@@ -37,6 +38,8 @@ pub struct Ctx {
     /// How much of the path the route's own segments matched, and its captures.
     pub(super) route_path_bytes: usize,
     pub(super) params: Vec<(String, String)>,
+    /// Who the client is by its certificate.
+    pub(super) certificate: Result<Option<Arc<ClientCertificate>>, NotGood>,
     pub(super) principal: Principal,
     pub(super) decision: Option<Decision>,
     pub(super) guest: Option<(&'static str, Usage)>,
@@ -103,6 +106,7 @@ impl Ctx {
             handled_by: HandledBy::Nobody,
             route_path_bytes: 0,
             params: Vec::new(),
+            certificate: Ok(None),
             principal: Principal::Anonymous,
             decision: None,
             guest: None,
@@ -116,6 +120,11 @@ impl Ctx {
             at_once: None,
             _active: Active::new(),
         }
+    }
+
+    /// The client's certificate, if it has shown one that is good.
+    pub(super) fn shown(&self) -> Option<&ClientCertificate> {
+        self.certificate.as_ref().ok()?.as_deref()
     }
 
     pub(super) fn route(&self) -> Option<&Route> {
@@ -191,7 +200,7 @@ impl Gateway {
             return;
         }
         let key_id = match &ctx.principal {
-            Principal::Anonymous => None,
+            Principal::Anonymous | Principal::Certificate(_) => None,
             Principal::Key(key) => Some(key.key_id),
         };
         let (guest, usage) = ctx.guest.unzip();

@@ -22,7 +22,7 @@ use crate::failure::Failure;
 use crate::limits;
 use crate::route::{Execute, HeaderEdits, Limits};
 use crate::sandbox::abi::wagi::{Head, HeadError, HeadParser};
-use crate::sandbox::abi::{self, Abi, ArgsAndEnv};
+use crate::sandbox::abi::{self, Abi, ArgsAndEnv, AuthType};
 use crate::sandbox::{
     Call, End, Files, GuestLimits, Outcome, PipeReader, Prepared, RunError, ShareKey, Stdout, pipe,
 };
@@ -246,7 +246,7 @@ impl Gateway {
 /// The caller's limits, tightened by the route's.
 fn guest_limits(ctx: &Ctx, route: &Limits) -> GuestLimits {
     let tier = match &ctx.principal {
-        Principal::Anonymous => None,
+        Principal::Anonymous | Principal::Certificate(_) => None,
         Principal::Key(key) => Some(key.tier),
     };
     let global = ctx.plan.settings.guest;
@@ -294,6 +294,7 @@ pub(super) fn share(ctx: &Ctx) -> ShareKey {
     match &ctx.principal {
         Principal::Anonymous => ShareKey::of(ctx.client.map(limits::subscriber)),
         Principal::Key(key) => ShareKey::of(key.user_id),
+        Principal::Certificate(certificate) => ShareKey::of(&certificate.name),
     }
 }
 
@@ -428,7 +429,10 @@ fn args_and_env(
     let host = request::host(head)?;
     let principal = match &ctx.principal {
         Principal::Anonymous => None,
-        Principal::Key(key) => Some(key.user_id.to_string()),
+        Principal::Key(key) => Some((AuthType::Bearer, key.user_id.to_string())),
+        Principal::Certificate(certificate) => {
+            Some((AuthType::Certificate, certificate.name.clone()))
+        }
     };
     let server_port = session
         .server_addr()
@@ -454,7 +458,7 @@ fn args_and_env(
             .get(..ctx.route_path_bytes)
             .unwrap_or_default(),
         params: &ctx.params,
-        principal: principal.as_deref(),
+        principal: principal.as_ref().map(|(by, name)| (*by, name.as_str())),
         request_id: &ctx.request_id,
         content_length,
     };

@@ -117,13 +117,14 @@ enum Next {
 impl Gateway {
     /// Finds out what the request wants and answers it, unless an upstream will.
     async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
-        let head = session.req_header();
-        request::check_head(head, &ctx.plan.settings.bounds)?;
+        request::check_head(session.req_header(), &ctx.plan.settings.bounds)?;
         let access = ctx.plan.settings.listener_access.get(self.listener);
         if access.is_some_and(|access| !access.permits(ctx.client)) {
             return Err(admit::denied("listener").into());
         }
         admit::check_at_once(session, ctx)?;
+        admit::check_certificate(session, ctx)?;
+        let head = session.req_header();
         if head.uri.path() == "*" {
             // The server as a whole is asked for (RFC 9112 section 3.2.4).
             if head.method != Method::OPTIONS {
@@ -323,8 +324,9 @@ impl ProxyHttp for Gateway {
         ctx.client = client_address::client(ctx.peer, ctx.peer_trusted, headers, settings);
         ctx.request_id = request::request_id(headers, ctx.peer_trusted);
 
+        ctx.certificate = connection::certificate(session);
         if let Some(name) = &settings.client_certificate_header {
-            request::name_client(session, name)?;
+            request::name_client(session, name, ctx.shown())?;
         }
 
         session.set_write_timeout(Some(settings.timeouts.write));

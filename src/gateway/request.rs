@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::{Error, ErrorType};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
@@ -14,9 +14,13 @@ use super::Bounds;
 use super::connection::Refusal;
 use crate::failure::Failure;
 use crate::route::normalize_host;
+use crate::tls::ClientCertificate;
 
 /// The methods that are answered anywhere.
 pub(super) const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// The longest of the registered methods has 17.
+const METHOD_BYTES_MAX: usize = 32;
 
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -42,6 +46,14 @@ pub(super) fn check_head(head: &RequestHeader, bounds: &Bounds) -> Result<(), Fa
         return Err(both_lengths());
     }
     check_lengths(&head.headers)?;
+    if head.version == Version::HTTP_2 {
+        check_values(&head.headers)?;
+    }
+    if head.method.as_str().len() > METHOD_BYTES_MAX {
+        return Err(Failure::bad_request(
+            "the method is longer than any that is known",
+        ));
+    }
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
         // The former would send credentials back to whoever can make a client ask (RFC 9110 section
         // 9.3.8), the latter would make this an open proxy.
@@ -60,6 +72,22 @@ pub(super) fn check_head(head: &RequestHeader, bounds: &Bounds) -> Result<(), Fa
         return Err(Failure::bad_request("the request target must be a path"));
     }
     host(head).map(|_| ())
+}
+
+/// A value has no white space around it (RFC 9113 section 8.2.1), which HTTP/1 would take for none of it.
+fn check_values(headers: &HeaderMap) -> Result<(), Failure> {
+    let is_padded = |value: &HeaderValue| {
+        let ends = [value.as_bytes().first(), value.as_bytes().last()];
+        ends.iter()
+            .flatten()
+            .any(|byte| matches!(byte, b' ' | b'\t'))
+    };
+    match headers.values().any(is_padded) {
+        true => Err(Failure::bad_request(
+            "a header's value begins or ends with white space",
+        )),
+        false => Ok(()),
+    }
 }
 
 /// One Content-Length of digits alone, and no coding but chunked (RFC 9112 sections 6.1 and 6.3):
@@ -153,10 +181,12 @@ pub(super) fn use_origin_form(head: &mut RequestHeader) {
 /// Puts the subject of the client's certificate into the request, or nothing: what the client itself
 /// sends under this name, or one that software may take for it (`_` or `.` for `-`), is a forgery. Nor
 /// may the client have it taken away again, by naming it in `Connection`.
-pub(super) fn name_client(session: &mut Session, name: &HeaderName) -> Result<(), Box<Error>> {
-    let subject = super::connection::facts(session)
-        .and_then(|facts| facts.certificate.as_ref())
-        .and_then(|certificate| certificate.header.clone());
+pub(super) fn name_client(
+    session: &mut Session,
+    name: &HeaderName,
+    shown: Option<&ClientCertificate>,
+) -> Result<(), Box<Error>> {
+    let subject = shown.and_then(|certificate| certificate.header.clone());
     let head = session.req_header_mut();
     let is_alike = |other: &&HeaderName| looks_alike(other.as_str(), name.as_str());
     let alike: Vec<HeaderName> = head.headers.keys().filter(is_alike).cloned().collect();
@@ -325,6 +355,24 @@ mod tests {
         both.append_header("content-length", "1").unwrap();
         both.append_header("transfer-encoding", "chunked").unwrap();
         assert_eq!(check_head(&both, &bounds()).unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn values_and_methods_are_bounded() {
+        for (value, fine) in [
+            ("a b", true),
+            ("", true),
+            (" a", false),
+            ("a ", false),
+            ("a\t", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("x", HeaderValue::from_static(value));
+            assert_eq!(check_values(&headers).is_ok(), fine, "{value:?}");
+        }
+        let mut long = head(Some("a"), "/");
+        long.set_method(Method::from_bytes(&[b'A'; 33]).unwrap());
+        assert_eq!(check_head(&long, &bounds()).unwrap_err().status, 400);
     }
 
     #[test]

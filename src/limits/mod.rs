@@ -71,6 +71,8 @@ pub enum Subject {
     RouteAddress(RouteKey, IpAddr),
     /// A route and a user, where the route has limits of its own.
     RouteUser(RouteKey, Uuid),
+    /// A route and the subject of a client certificate.
+    RouteCertificate(RouteKey, CertificateKey),
     /// Failed authentications of an address.
     AuthFailure(IpAddr),
 }
@@ -87,6 +89,20 @@ impl RouteKey {
         let mut first = [0; 8];
         first.copy_from_slice(&hash[..8]);
         RouteKey(u64::from_be_bytes(first))
+    }
+}
+
+/// Which client certificates share a bucket: those of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CertificateKey(u128);
+
+impl CertificateKey {
+    /// Whoever chose the name, two that share a key can't be found.
+    pub fn of(name: &str) -> CertificateKey {
+        let hash: [u8; 32] = Sha256::digest(name).into();
+        let mut first = [0; 16];
+        first.copy_from_slice(&hash[..16]);
+        CertificateKey(u128::from_be_bytes(first))
     }
 }
 
@@ -164,7 +180,7 @@ impl Subject {
     /// the IPv4 address.
     pub fn canonical(self) -> Subject {
         match self {
-            Subject::User(..) | Subject::RouteUser(..) => self,
+            Subject::User(..) | Subject::RouteUser(..) | Subject::RouteCertificate(..) => self,
             Subject::RouteAddress(route, address) => {
                 Subject::RouteAddress(route, subscriber(address))
             }

@@ -1,6 +1,7 @@
 //! Routes: what to match, who may call, what limits apply, and a target.
 
 mod access;
+mod certificate;
 mod cors;
 mod explain;
 mod host;
@@ -24,6 +25,7 @@ use crate::sandbox::abi::Abi;
 use crate::upstream;
 
 pub use access::Access;
+pub use certificate::{CertificateRule, NamePattern, PatternError, SubjectPattern};
 pub use cors::{Cors, OriginError, OriginPattern, Origins};
 pub use explain::{Asked, Candidate, Rule, Verdict};
 pub use host::{HostError, HostPattern, HostPatternError, normalize_host};
@@ -66,12 +68,14 @@ pub struct Match {
 }
 
 /// Who may call a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Auth {
     None,
     Key,
     /// A key whose user has this role or a higher one.
     Role(Role),
+    /// A client certificate, shown to the listener, that the rule admits.
+    Certificate(Box<CertificateRule>),
 }
 
 /// A route's own limits; `None` leaves what the tier or the global setting says (see

@@ -165,7 +165,7 @@ fn facts(leaf: &CertificateDer<'_>) -> Result<CertificateFacts, String> {
     })
 }
 
-fn ip(bytes: &[u8]) -> Option<String> {
+pub(super) fn ip(bytes: &[u8]) -> Option<String> {
     let v4 = <[u8; 4]>::try_from(bytes).map(|b| std::net::IpAddr::from(b).to_string());
     let v6 = <[u8; 16]>::try_from(bytes).map(|b| std::net::IpAddr::from(b).to_string());
     v4.or(v6).ok()

@@ -12,11 +12,12 @@ mod files;
 mod source;
 mod stamp;
 mod terminator;
+mod trust;
 
 use std::path::PathBuf;
 
 pub use challenge::Challenges;
-pub use client::ClientCertificate;
+pub use client::{ClientCertificate, Standing};
 pub use development::{DEVELOPMENT_COMMON_NAME, ensure_development};
 pub use files::inspect;
 pub use source::{Source, Supplied, Tls, TlsError, Version};
@@ -89,5 +90,5 @@ pub fn install_crypto_provider() {
 
 /// Opens the authorities of client certificates, without using them.
 pub fn inspect_clients(clients: &ClientCertificates) -> Result<(), TlsError> {
-    client::verifier(clients, &files::read(&clients.ca)?).map(drop)
+    trust::Believed::new(clients, &files::read(&clients.ca)?).map(drop)
 }

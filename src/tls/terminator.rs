@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use pingora_core::listeners::tls::Acceptor;
+use pingora_core::protocols::tls::TlsRef;
 use rustls::ServerConfig;
 
+use super::ClientCertificates;
 use super::certificates::{Certificates, Set};
+use super::client::{ClientCertificate, UnfitSubject};
 use super::files::read;
 use super::source::{Tls, TlsError, Version};
-use super::{ClientCertificates, client};
+use super::trust::{Believed, Trust};
 use crate::telemetry::metrics::metrics;
 
 /// How often sources are asked for changes. One is taken over once there was none for two looks, so
@@ -23,16 +26,19 @@ pub struct Terminator {
     listener: String,
     certificates: Arc<Certificates>,
     handshakes: ArcSwap<Handshakes>,
+    trust: Arc<Trust>,
 }
 
 /// How handshakes are made, with the tickets that lead back to them. A client must not get around the
 /// question for its certificate with a ticket from elsewhere, so each listener has its own key for
 /// tickets, and a new one where the question changes.
-struct Handshakes {
+pub struct Handshakes {
     clients: Option<ClientCertificates>,
     /// The authorities, as they were read.
     authorities: Vec<u8>,
     acceptor: Acceptor,
+    believed: Option<Arc<Believed>>,
+    trust: Arc<Trust>,
 }
 
 /// What a terminator can change to without failing.
@@ -52,11 +58,14 @@ impl Terminator {
             set: ArcSwap::from_pointee(set),
         });
         let authorities = authorities(clients.as_ref())?;
-        let handshakes = Handshakes::new(&certificates, clients, authorities)?;
+        let trust = Arc::<Trust>::default();
+        let handshakes = Handshakes::new(&certificates, clients, authorities, &trust)?;
+        trust.change(handshakes.believed.clone());
         Ok(Terminator {
             listener,
             certificates,
             handshakes: ArcSwap::from_pointee(handshakes),
+            trust,
         })
     }
 
@@ -77,6 +86,7 @@ impl Terminator {
                 &self.certificates,
                 clients,
                 authorities,
+                &self.trust,
             )?)),
         };
         Ok(Prepared { set, handshakes })
@@ -87,37 +97,52 @@ impl Terminator {
         let before = self.certificates.set.swap(Arc::clone(&prepared.set));
         prepared.set.show(&self.listener, Some(&before));
         if let Some(handshakes) = prepared.handshakes {
+            let believed = handshakes.believed.clone();
             self.handshakes.store(handshakes);
+            // Who has come before is asked by the new authorities from now on.
+            self.trust.change(believed);
         }
     }
 
-    pub fn acceptor(&self) -> impl std::ops::Deref<Target = Acceptor> + use<> {
-        struct Held(Arc<Handshakes>);
-        impl std::ops::Deref for Held {
-            type Target = Acceptor;
-            fn deref(&self) -> &Acceptor {
-                &self.0.acceptor
-            }
-        }
-        Held(self.handshakes.load_full())
+    /// How the next connection's handshake is made.
+    pub fn handshakes(&self) -> Arc<Handshakes> {
+        self.handshakes.load_full()
     }
 }
 
 impl Handshakes {
+    pub fn acceptor(&self) -> &Acceptor {
+        &self.acceptor
+    }
+
+    /// Who the client is, once the handshake is made.
+    ///
+    /// # Errors
+    /// If its certificate can't be told from others by its subject.
+    pub fn client(&self, tls: &TlsRef) -> Result<Option<ClientCertificate>, UnfitSubject> {
+        match &self.believed {
+            Some(believed) => ClientCertificate::of(tls, &self.trust, believed),
+            None => Ok(None),
+        }
+    }
+
     fn new(
         certificates: &Arc<Certificates>,
         clients: Option<ClientCertificates>,
         authorities: Vec<u8>,
+        trust: &Arc<Trust>,
     ) -> Result<Handshakes, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(TlsError::Rustls)?;
-        let builder = match &clients {
+        let believed = match &clients {
+            None => None,
+            Some(clients) => Some(Arc::new(Believed::new(clients, &authorities)?)),
+        };
+        let builder = match &believed {
             None => builder.with_no_client_auth(),
-            Some(clients) => {
-                builder.with_client_cert_verifier(client::verifier(clients, &authorities)?)
-            }
+            Some(believed) => builder.with_client_cert_verifier(Arc::clone(&believed.verifier)),
         };
         let mut config = builder.with_cert_resolver(Arc::clone(certificates) as Arc<_>);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -128,6 +153,8 @@ impl Handshakes {
             clients,
             authorities,
             acceptor: Acceptor::from_server_config(Arc::new(config)),
+            believed,
+            trust: Arc::clone(trust),
         })
     }
 }

@@ -186,6 +186,8 @@ async fn malformed_requests_are_no_requests() {
         with(&[("x", "a\r\nb: c")]),
         with(&[("x", "a\0b")]),
         with(&[("x", "a\nb")]),
+        with(&[("x", " a")]),
+        with(&[("x", "a\t")]),
         with(&[("connection", "close")]),
         with(&[("transfer-encoding", "chunked")]),
         with(&[("keep-alive", "1")]),

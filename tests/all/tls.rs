@@ -12,7 +12,7 @@ use crate::support::gateway::{Builder, Gateway, gateway};
 const REQUEST: &[u8] = b"GET /who HTTP/1.1\r\nHost: localhost\r\nX-Client-Subject: CN=forged\r\n\
     X_Client_Subject: CN=forged\r\nConnection: close\r\n\r\n";
 
-fn openssl(dir: &Path, args: &str) {
+pub fn openssl(dir: &Path, args: &str) {
     let output = Command::new("openssl")
         .current_dir(dir)
         .args(args.split(' '))
@@ -25,6 +25,11 @@ fn openssl(dir: &Path, args: &str) {
 
 /// What `openssl s_client` shows of a connection on which it sends a request.
 fn client(dir: &Path, port: u16, args: &str) -> String {
+    client_with(dir, port, args, REQUEST)
+}
+
+/// The same with another request, after which the connection is closed.
+pub fn client_with(dir: &Path, port: u16, args: &str, request: &[u8]) -> String {
     let mut child = Command::new("timeout")
         .current_dir(dir)
         .args(["60", "openssl", "s_client", "-ign_eof", "-connect"])
@@ -36,13 +41,13 @@ fn client(dir: &Path, port: u16, args: &str) -> String {
         .spawn()
         .unwrap();
     // A handshake that fails ends it before it reads.
-    let _ = child.stdin.take().unwrap().write_all(REQUEST);
+    let _ = child.stdin.take().unwrap().write_all(request);
     let output = child.wait_with_output().unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// A gateway in a directory where `openssl` has made certificates before.
-fn with_certificates(make: impl Fn(&Path), builder: impl Fn(Builder) -> Builder) -> Gateway {
+pub fn with_certificates(make: impl Fn(&Path), builder: impl Fn(Builder) -> Builder) -> Gateway {
     let dir = crate::support::gateway::workdir();
     make(dir.path());
     builder(gateway().in_dir(dir)).start()
@@ -58,7 +63,7 @@ fn plain_config(dir: &Path) {
     std::fs::write(dir.join("client.cnf"), "subjectAltName = DNS:client\n").unwrap();
 }
 
-fn self_signed(dir: &Path, stem: &str, kind: &str, name: &str) {
+pub fn self_signed(dir: &Path, stem: &str, kind: &str, name: &str) {
     plain_config(dir);
     openssl(
         dir,
@@ -69,7 +74,7 @@ fn self_signed(dir: &Path, stem: &str, kind: &str, name: &str) {
     );
 }
 
-const ECDSA: &str = "ec -pkeyopt ec_paramgen_curve:P-256";
+pub const ECDSA: &str = "ec -pkeyopt ec_paramgen_curve:P-256";
 
 fn who(builder: Builder) -> Builder {
     // A guest that shows what it gets.
@@ -194,7 +199,7 @@ async fn certificates_are_taken_over_when_their_files_change() {
 }
 
 /// An authority, a client's certificate signed by it, and one signed by nobody.
-fn make_clients(dir: &Path) {
+pub fn make_clients(dir: &Path) {
     self_signed(dir, "server", ECDSA, "localhost");
     openssl(
         dir,
@@ -215,10 +220,10 @@ fn make_clients(dir: &Path) {
     self_signed(dir, "stranger", ECDSA, "stranger");
 }
 
-const CLIENT: &str = "-cert client.crt -key client.key";
+pub const CLIENT: &str = "-cert client.crt -key client.key";
 const STRANGER: &str = "-cert stranger.crt -key stranger.key";
 
-fn mutual(mode: &str) -> serde_json::Value {
+pub fn mutual(mode: &str) -> serde_json::Value {
     json!({ "certificates": [{ "cert": "server.crt", "key": "server.key" }],
         "client_certificates": { "ca": "ca.crt", "mode": mode } })
 }

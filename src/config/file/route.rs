@@ -20,7 +20,7 @@ pub struct Route {
     #[serde(rename = "match")]
     #[schemars(required)]
     pub matcher: Option<RouteMatch>,
-    /// Who may call: `none`, `key`, or `{ role: admin }`.
+    /// Who may call: `none`, `key`, `{ role: admin }`, `certificate`, or `{ certificate: … }`.
     #[serde(default)]
     pub auth: RouteAuth,
     /// Client networks that are let in; none means all.
@@ -87,8 +87,9 @@ pub enum Method {
     Options,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+#[schemars(transform = certificate_alone)]
 pub enum RouteAuth {
     /// Anyone.
     None,
@@ -97,6 +98,31 @@ pub enum RouteAuth {
     Key,
     /// Who has an API key of a user with this role, or a higher one.
     Role(Role),
+    /// Who has shown a client certificate: any, or one with one of these subjects or names.
+    Certificate {
+        /// The authorities that must vouch for it: the `ca` of a listener's client_certificates. Needed
+        /// where listeners have several.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ca: Option<String>,
+        /// Subjects as the log has them: `O=Example, CN=client`, or `O=Example, *`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        subjects: Vec<String>,
+        /// Alternative names: `DNS:client.example.com`, `DNS:*.example.com`, `URI:spiffe://example.org/*`,
+        /// `email:…`, `IP:…`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        names: Vec<String>,
+    },
+}
+
+/// A word alone is that choice with nothing asked for.
+fn certificate_alone(schema: &mut schemars::Schema) {
+    if let Some(choices) = schema.get_mut("oneOf").and_then(|v| v.as_array_mut()) {
+        choices.push(serde_json::json!({
+            "description": "Who has shown a client certificate.",
+            "type": "string",
+            "const": "certificate"
+        }));
+    }
 }
 
 /// What is absent is what the caller's tier or the global setting says.

@@ -56,6 +56,8 @@ fn a_forgotten_auth_does_not_open_a_route() {
         "{ role: root }",
         "{ role: admin, key: 1 }",
         "role",
+        "{ certificate: { subject: [a] } }",
+        "{ certificate: 1 }",
         "{ none: 1 }",
         "5",
         "{}",
@@ -466,4 +468,63 @@ fn changes_to_a_request_reach_its_target() {
 fn a_path_in_a_flow_mapping_wants_quotes() {
     let problem = problem("routes: [{ name: a, match: { path: /a/{id} }, respond: {} }]");
     assert!(problem.contains("in quotes"), "{problem}");
+}
+
+/// Two listeners, of which the second believes these authorities.
+fn with_certificates(auth: &str, second: &str) -> String {
+    format!(
+        "server:\n  https:\n  - {{ address: '127.0.0.1:1', certificates: [{{ cert: a, key: b }}], client_certificates: {{ ca: ca.crt }} }}\n  \
+         - {{ address: '127.0.0.1:2', certificates: [{{ cert: a, key: b }}], client_certificates: {{ ca: {second} }} }}\n\
+         routes: [{{ name: a, match: {{ path: /a }}, auth: {auth}, respond: {{}} }}]"
+    )
+}
+
+#[test]
+fn a_route_takes_certificates_that_a_listener_asks_for() {
+    let auth = |auth: &str, second: &str| {
+        let yaml = with_certificates(auth, second);
+        let loaded = load(&yaml).unwrap_or_else(|problems| panic!("{yaml}\n{problems}"));
+        let mut routes = loaded.config.routes;
+        match routes.remove(0).auth {
+            Auth::Certificate(rule) => *rule,
+            other => panic!("{other:?}"),
+        }
+    };
+    for any in ["certificate", "{ certificate: {} }"] {
+        assert_eq!(
+            auth(any, "ca.crt"),
+            crate::route::CertificateRule::default()
+        );
+    }
+    let some = auth(
+        "{ certificate: { ca: other.crt, subjects: ['O=a, CN=b'], names: ['DNS:*.example.com'] } }",
+        "other.crt",
+    );
+    assert_eq!(some.ca.as_deref(), Some(Path::new("other.crt")));
+    assert!(some.admits("O=a, CN=b", &[]) && !some.admits("O=a, CN=c", &[]));
+    for (wrong, second, said) in [
+        ("certificate", "other.crt", "different authorities"),
+        ("{ certificate: { ca: no.crt } }", "ca.crt", "no listener's"),
+        (
+            "{ certificate: { subjects: [client] } }",
+            "ca.crt",
+            "is no subject",
+        ),
+        (
+            "{ certificate: { names: [example.com] } }",
+            "ca.crt",
+            "is no alternative name",
+        ),
+    ] {
+        let problem = problem(&with_certificates(wrong, second));
+        assert!(problem.contains(said), "{problem}");
+        assert!(problem.contains("routes[0].auth.certificate"), "{problem}");
+    }
+    let nobody = bad("match: { path: /a }, auth: certificate, respond: {}");
+    assert!(nobody.contains("no listener asks"), "{nobody}");
+    let nobody = bad("match: { path: /a }, auth: nobody, respond: {}");
+    assert!(
+        nobody.contains("'none', 'key', { role: … } or 'certificate', not 'nobody'"),
+        "{nobody}"
+    );
 }

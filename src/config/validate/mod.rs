@@ -1,5 +1,6 @@
 //! From what was written to settings. Every part is looked at, whatever is wrong with another.
 
+mod certificate;
 mod compression;
 mod cors;
 mod guests;

@@ -87,11 +87,7 @@ fn route(
 ) -> Option<Route> {
     let name = name(route.name.as_deref(), &at.key("name"), cx);
     let matcher = matcher(route.matcher.as_ref(), &at.key("match"), file, cx);
-    let auth = match route.auth {
-        RouteAuth::None => Auth::None,
-        RouteAuth::Key => Auth::Key,
-        RouteAuth::Role(role) => Auth::Role(role),
-    };
+    let auth = auth(&route.auth, &at.key("auth"), file, cx);
     let access = super::server::access(&route.allow, &route.deny, at, cx);
     let limits = limits(route, at, file, tiers, cx);
     let headers = headers::route(route, &at.key("headers"), cx);
@@ -102,7 +98,7 @@ fn route(
         name: name?,
         matcher: matcher?,
         access: access?,
-        auth,
+        auth: auth?,
         limits,
         headers: headers?,
         cors: match cors {
@@ -111,6 +107,27 @@ fn route(
         },
         compress: route.compress,
         target: target?,
+    })
+}
+
+fn auth(auth: &RouteAuth, at: &Path, file: &File, cx: &mut Context) -> Option<Auth> {
+    Some(match auth {
+        RouteAuth::None => Auth::None,
+        RouteAuth::Key => Auth::Key,
+        RouteAuth::Role(role) => Auth::Role(*role),
+        RouteAuth::Certificate {
+            ca,
+            subjects,
+            names,
+        } => {
+            let given = super::certificate::Given {
+                ca: ca.as_deref(),
+                subjects,
+                names,
+            };
+            let rule = super::certificate::rule(&given, &at.key("certificate"), file, cx);
+            Auth::Certificate(Box::new(rule?))
+        }
     })
 }
 
@@ -358,7 +375,7 @@ fn limits(route: &file::Route, at: &Path, file: &File, tiers: &Tiers, cx: &mut C
 /// A route's limits tighten what the caller has; one that nobody can reach is a mistake.
 fn guest_limits(route: &file::Route, at: &Path, file: &File, tiers: &Tiers, cx: &mut Context) {
     let limits = &route.limits;
-    let ceilings = ceilings(route.auth, file, tiers);
+    let ceilings = ceilings(&route.auth, file, tiers);
     if let Some(size) = limits.memory_max {
         let path = at.key("memory_max");
         cx.size(&path, size, MEMORY.0, MEMORY.1);
@@ -376,13 +393,13 @@ fn guest_limits(route: &file::Route, at: &Path, file: &File, tiers: &Tiers, cx: 
     }
 }
 
-fn ceilings(auth: RouteAuth, file: &File, tiers: &Tiers) -> Ceilings {
+fn ceilings(auth: &RouteAuth, file: &File, tiers: &Tiers) -> Ceilings {
     let mut ceilings = Ceilings {
         memory: file.sandbox.memory_max,
         deadline: file.sandbox.execution_timeout,
     };
     match auth {
-        RouteAuth::None => {}
+        RouteAuth::None | RouteAuth::Certificate { .. } => {}
         RouteAuth::Key | RouteAuth::Role(_) => {
             for tier in [&tiers.free, &tiers.basic, &tiers.pro, &tiers.enterprise] {
                 ceilings.memory = ceilings.memory.max(Size(tier.memory_bytes_max));

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
 
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_http::ResponseHeader;
@@ -12,7 +13,7 @@ use tokio::sync::Notify;
 use super::caps::{Client, ClientCaps, Requests, TooMany};
 use super::proxy_header::Proxied;
 use crate::gateway::Bounds;
-use crate::tls::ClientCertificate;
+use crate::tls::{ClientCertificate, Standing};
 
 /// What is known of a client's connection. Learned once, before the first request.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub struct Facts {
     /// where none has to say it.
     pub proxied: Option<Proxied>,
     /// Who the client is by its certificate.
-    pub certificate: Option<ClientCertificate>,
+    pub certificate: Option<Arc<ClientCertificate>>,
     /// Whose requests come in; `None` where those of several clients do, by a trusted proxy.
     pub client: Option<Arc<Client>>,
     caps: ClientCaps,
@@ -33,6 +34,10 @@ pub struct Facts {
     /// Told when the connection has served all the requests it may.
     spent: Notify,
 }
+
+/// The connection's certificate was good when it began, and is not any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotGood;
 
 /// A request that is being answered on a connection.
 pub struct OnConnection(Arc<ProxyDigest>);
@@ -97,6 +102,24 @@ impl Facts {
 /// What is known of a request's connection.
 pub fn facts(session: &Session) -> Option<&Facts> {
     Facts::of(session.digest()?.proxy_digest.as_deref()?)
+}
+
+/// Who a request's client is by its certificate. Where that is not good any more, the connection is of
+/// no use to anybody.
+pub fn certificate(session: &Session) -> Result<Option<Arc<ClientCertificate>>, NotGood> {
+    let facts = facts(session);
+    let Some((facts, shown)) = facts.and_then(|facts| Some((facts, facts.certificate.as_ref()?)))
+    else {
+        return Ok(None);
+    };
+    match shown.standing(SystemTime::now()) {
+        Standing::Good => Ok(Some(Arc::clone(shown))),
+        Standing::NotAsked => Ok(None),
+        Standing::Ended => {
+            facts.spent.notify_one();
+            Err(NotGood)
+        }
+    }
 }
 
 /// Counts a request that is about to be answered, of `client` where a trusted proxy speaks for it.

@@ -87,7 +87,9 @@ impl MemoryStore {
 
     fn shard(&self, subject: &Subject) -> MutexGuard<'_, Shard> {
         match subject {
-            Subject::User(..) | Subject::RouteUser(..) => self.keys.shard(subject),
+            Subject::User(..) | Subject::RouteUser(..) | Subject::RouteCertificate(..) => {
+                self.keys.shard(subject)
+            }
             Subject::RouteAddress(..) | Subject::AuthFailure(_) => self.addresses.shard(subject),
         }
     }

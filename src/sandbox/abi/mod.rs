@@ -35,11 +35,31 @@ pub struct Request<'a> {
     pub route_path: &'a str,
     /// `{param}` captures of the route.
     pub params: &'a [(String, String)],
-    /// Who is calling, as an opaque id; `None` for anonymous (CGI's REMOTE_USER).
-    pub principal: Option<&'a str>,
+    /// Who is calling, as an opaque id, and how it showed that; `None` for anonymous (CGI's AUTH_TYPE
+    /// and REMOTE_USER).
+    pub principal: Option<(AuthType, &'a str)>,
     pub request_id: &'a str,
     /// Length of the body, where there is one and it is known before it has arrived.
     pub content_length: Option<u64>,
+}
+
+/// How a caller showed who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthType {
+    /// An API key.
+    Bearer,
+    /// A client certificate.
+    Certificate,
+}
+
+impl AuthType {
+    /// CGI's name of it (RFC 3875 section 4.1.1).
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AuthType::Bearer => "Bearer",
+            AuthType::Certificate => "Certificate",
+        }
+    }
 }
 
 /// What a guest finds when it starts: `argv` and the environment.

@@ -176,8 +176,8 @@ fn set_connection(env: &mut Environment, request: &Request<'_>) {
     env.set("REMOTE_ADDR", client);
     // No name is looked up; RFC 3875 section 4.1.9 then wants the address.
     env.set("REMOTE_HOST", client);
-    if let Some(principal) = request.principal {
-        env.set("AUTH_TYPE", "Bearer");
+    if let Some((by, principal)) = request.principal {
+        env.set("AUTH_TYPE", by.as_str());
         env.set("REMOTE_USER", principal);
     }
 }

@@ -5,6 +5,7 @@ use http::{Method, Version};
 use proptest::prelude::*;
 
 use super::*;
+use crate::sandbox::abi::AuthType;
 
 /// A request to change; [`Fixture::env`] gives what a guest would see.
 struct Fixture {
@@ -58,7 +59,7 @@ impl Fixture {
             client: self.client,
             route_path: &self.route_path,
             params: &self.params,
-            principal: self.principal.as_deref(),
+            principal: self.principal.as_deref().map(|id| (AuthType::Bearer, id)),
             request_id: "0197-id",
             content_length: self.content_length,
         })
