@@ -2,13 +2,16 @@
 //!
 //! A key is stored as its HMAC-SHA-256 under the salt. With 256 random bits there is nothing to
 //! guess, so no slow hash is needed; the salt makes a stolen database useless for testing keys.
+//!
+//! Keys that were imported from the earlier service are `ww_` and 32 letters and digits, 190 random bits.
+//! That service kept their SHA-256, so they are stored as the HMAC of that.
 
 use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 /// What every key starts with.
@@ -16,6 +19,9 @@ pub const KEY_MARK: &str = "ww_";
 
 /// Length of a key: the mark and 32 bytes in base64url.
 pub const KEY_BYTES: usize = KEY_MARK.len() + 43;
+
+/// Length of a key of the earlier service.
+const LEGACY_KEY_BYTES: usize = KEY_MARK.len() + 32;
 
 /// Characters of a key that are stored in the clear, the mark included. They give away 48 of its
 /// 256 bits.
@@ -77,8 +83,20 @@ impl Salt {
 
     /// The hash under which a key is stored.
     pub(super) fn hash(&self, key: &str) -> [u8; 32] {
+        if is_legacy(key) {
+            return self.legacy_hash(&Sha256::digest(key).into());
+        }
         let mut mac = self.mac.clone();
         mac.update(key.as_bytes());
+        mac.finalize().into_bytes().into()
+    }
+
+    /// The hash under which a key of the earlier service is stored, of which only the SHA-256 is known.
+    /// What goes in begins unlike any key, so no key has the hash of another's digest.
+    pub(super) fn legacy_hash(&self, sha256: &[u8; 32]) -> [u8; 32] {
+        let mut mac = self.mac.clone();
+        mac.update(b"sha256\0");
+        mac.update(sha256);
         mac.finalize().into_bytes().into()
     }
 }
@@ -124,10 +142,18 @@ pub(super) fn has_key_form(text: &str) -> bool {
     let Some(random) = text.strip_prefix(KEY_MARK) else {
         return false;
     };
-    text.len() == KEY_BYTES
+    let is_ours = text.len() == KEY_BYTES
         && random
             .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    is_ours || is_legacy(text)
+}
+
+/// Whether a text has the form of a key of the earlier service.
+fn is_legacy(text: &str) -> bool {
+    let random = text.strip_prefix(KEY_MARK);
+    text.len() == LEGACY_KEY_BYTES
+        && random.is_some_and(|random| random.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
 pub(super) fn random() -> Result<[u8; 32], NoRandomness> {
@@ -171,6 +197,26 @@ mod tests {
         }
         let distinct: std::collections::HashSet<_> = keys.iter().map(|key| key.hash).collect();
         assert_eq!(distinct.len(), keys.len());
+    }
+
+    #[test]
+    fn a_key_of_the_earlier_service_is_known_by_its_digest_alone() {
+        let salt = Salt::generate().unwrap();
+        let key = format!("ww_{}", "Ab0z".repeat(8));
+        assert!(has_key_form(&key));
+        let digest: [u8; 32] = Sha256::digest(&key).into();
+        assert_eq!(salt.hash(&key), salt.legacy_hash(&digest));
+        // Whoever has the digest does not have the key, and another salt voids it.
+        let other = Salt::generate().unwrap();
+        assert_ne!(salt.legacy_hash(&digest), other.legacy_hash(&digest));
+        assert_ne!(salt.legacy_hash(&digest), digest);
+        for bad in [
+            format!("ww_{}-", "A".repeat(31)),
+            format!("ww_{}", "A".repeat(31)),
+            format!("ww_{}", "A".repeat(33)),
+        ] {
+            assert!(!has_key_form(&bad), "{bad}");
+        }
     }
 
     #[test]

@@ -221,6 +221,11 @@ impl Authenticator {
         NewKey::generate(&self.inner.salt)
     }
 
+    /// The hash under which a key of the earlier service is stored, from its SHA-256.
+    pub fn legacy_hash(&self, sha256: &[u8; 32]) -> [u8; 32] {
+        self.inner.salt.legacy_hash(sha256)
+    }
+
     /// Forgets what is cached of a key, so that a change of it holds at once: no request that
     /// starts after this call is answered from what was read before it.
     pub fn forget(&self, key_id: Uuid) {

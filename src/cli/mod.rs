@@ -5,6 +5,7 @@ pub mod check;
 pub mod exec;
 pub mod explain;
 mod health;
+pub mod import;
 pub mod keys;
 pub mod modules;
 mod serve;
@@ -73,6 +74,8 @@ enum Command {
     Migrate,
     /// Run a module in the sandbox, without a server.
     Exec(exec::Args),
+    /// Take over users, keys and modules of the service that ran before.
+    Import(import::Args),
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Keys(keys::Command),
@@ -136,6 +139,9 @@ fn run(cli: Cli) -> anyhow::Result<i32> {
         }
         Command::Migrate => migrate(&load(file)?),
         Command::Exec(args) => exec::run(&args, &load(file)?),
+        Command::Import(args) => with_store(&load(file)?, async |store, auth, _| {
+            import::run(args, store, auth, &mut std::io::stdout().lock()).await
+        }),
         Command::Keys(command) => with_store(&load(file)?, async |store, auth, _| {
             keys::run(command, store, auth, &mut std::io::stdout().lock()).await
         }),

@@ -6,6 +6,7 @@
 
 mod error;
 pub mod figures;
+pub mod import;
 pub mod keys;
 mod migrate;
 pub mod modules;

@@ -187,11 +187,11 @@ fn new_user(email: &str, role: Role, tier: Tier) -> Result<UserRow, StoreError> 
 
 /// What is unique about an email. Lower case is made here and not by the database, because
 /// `lower()` of SQLite knows ASCII alone and that of PostgreSQL depends on the locale.
-fn email_key(email: &str) -> String {
+pub(super) fn email_key(email: &str) -> String {
     email.to_lowercase()
 }
 
-fn check_email(email: &str) -> Result<(), StoreError> {
+pub(super) fn check_email(email: &str) -> Result<(), StoreError> {
     const OTHERWISE: &str = "an email address is name@domain, at most 254 bytes, without spaces";
     check_text(email, 3..=EMAIL_BYTES_MAX, OTHERWISE)?;
     let plain = !email.chars().any(|c| c.is_whitespace() || c.is_control());

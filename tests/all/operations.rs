@@ -1,6 +1,7 @@
 //! What operators run: the scripts, on a real gateway and real databases.
 
 mod backup;
+mod legacy;
 mod running;
 
 use std::fs;
@@ -68,6 +69,7 @@ fn every_script_explains_itself_and_refuses_what_it_does_not_know() {
         "backup.sh",
         "collect-logs.sh",
         "generate_secrets.sh",
+        "import_legacy.sh",
         "load_test.sh",
         "pitr.sh",
         "pitr_drill.sh",
