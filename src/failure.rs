@@ -34,6 +34,9 @@ pub mod code {
     pub const INSUFFICIENT_SCOPE: &str = "insufficient_scope";
     pub const CERTIFICATE_REQUIRED: &str = "certificate_required";
     pub const CERTIFICATE_ENDED: &str = "certificate_ended";
+    pub const MODULE_STOPPED: &str = "module_stopped";
+    pub const STOPPED: &str = "stopped";
+    pub const LAST_ADMIN: &str = "last_admin";
     pub const NOT_FOUND: &str = "not_found";
     pub const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
     pub const CONFLICT: &str = "conflict";
@@ -93,6 +96,9 @@ pub mod code {
         INSUFFICIENT_SCOPE,
         CERTIFICATE_REQUIRED,
         CERTIFICATE_ENDED,
+        MODULE_STOPPED,
+        STOPPED,
+        LAST_ADMIN,
         NOT_FOUND,
         METHOD_NOT_ALLOWED,
         CONFLICT,
@@ -178,6 +184,24 @@ impl Failure {
             StatusCode::FORBIDDEN,
             code::INSUFFICIENT_SCOPE,
             format!("this key lacks the scope `{scope}`"),
+        )
+    }
+
+    /// The key, its user or the module was stopped while a guest ran.
+    pub fn stopped() -> Failure {
+        Failure::new(
+            StatusCode::FORBIDDEN,
+            code::STOPPED,
+            "the key, its user or the module was stopped while this ran",
+        )
+    }
+
+    /// An operator does not let the module run.
+    pub fn module_stopped() -> Failure {
+        Failure::new(
+            StatusCode::FORBIDDEN,
+            code::MODULE_STOPPED,
+            "the operator of this gateway has stopped this module",
         )
     }
 

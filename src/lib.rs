@@ -23,4 +23,5 @@ pub mod store;
 
 pub mod account;
 pub mod failure;
+pub mod lives;
 pub mod telemetry;

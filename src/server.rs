@@ -36,6 +36,7 @@ use crate::limits::Limiter;
 use crate::modules::Registry;
 use crate::sandbox::{Call, Preparation, Sandbox, ShareKey, Stdout};
 use crate::store::Store;
+use crate::store::changes::Changed;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::metrics;
 use crate::tls::{self, CertificateFiles, Terminator, TlsError};
@@ -54,6 +55,8 @@ const FLUSH_EVERY: Duration = Duration::from_secs(5);
 const REVOCATIONS_EVERY: Duration = Duration::from_millis(500);
 /// How often tokens that ended are deleted.
 const PURGE_EVERY: Duration = Duration::from_secs(600);
+/// How often that is done which a request left to be looked up.
+const RECHECK_EVERY: Duration = Duration::from_millis(250);
 /// Idle connections stay this long after shutdown began, so that a request that is already on its
 /// way is answered.
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
@@ -127,6 +130,7 @@ impl Server {
             config.sandbox.wasm_bytes_max,
         );
         let usage = records::open(&config.usage)?;
+        let limiter = Limiter::new(&config.limits);
         let control_plane = api::State {
             settings: Arc::new(config.api.clone()),
             store: store.clone(),
@@ -134,8 +138,14 @@ impl Server {
             registry: registry.clone(),
             sandbox: sandbox.clone(),
             usage: usage.clone(),
+            limiter: limiter.clone(),
             key_creation: Arc::default(),
         };
+        registry
+            .changed()
+            .await
+            .context("reading which modules are stopped")?;
+        note_configuration(&store, &configured.loaded).await;
         let plan = Plan::prepare(parts(&config, &control_plane), &registry, None)
             .await
             .context("preparing the routes")?;
@@ -146,8 +156,9 @@ impl Server {
         let shared = Arc::new(Shared {
             plan: ArcSwap::from_pointee(plan),
             auth: auth.clone(),
-            limiter: Limiter::new(&config.limits),
+            limiter,
             sandbox,
+            registry: registry.clone(),
             health,
             control: tokio::runtime::Handle::current(),
             builtin_metrics: BuiltinMetrics::default(),
@@ -192,6 +203,8 @@ impl Server {
         let records = Records::start(&self.shared, &self.store, &self.config.usage);
         let observing = tokio::spawn(observe::observe(self.config.clone(), self.store.clone()));
         let tending = tokio::spawn(tend_tokens(self.auth.clone()));
+        let follower = self.follow_changes();
+        let rechecks = self.recheck_keys();
         let certificates = tokio::spawn(tls::watch(self.reloader.terminators.clone()));
         let reloads = tokio::spawn(self.reloader.run());
         wait_until_accepting(&addresses).await?;
@@ -228,6 +241,8 @@ impl Server {
         background.abort();
         observing.abort();
         tending.abort();
+        follower.abort();
+        rechecks.abort();
         write_out(&self.auth).await;
         records.finish().await;
         self.store.close().await;
@@ -325,6 +340,35 @@ impl Server {
             service.threads = Some(1);
         }
         service
+    }
+
+    /// Takes in what other programs, and this one, change in the database.
+    fn follow_changes(&self) -> tokio::task::JoinHandle<()> {
+        let mut changes = self.store.changes();
+        let (registry, auth) = (self.shared.registry.clone(), self.auth.clone());
+        tokio::spawn(async move {
+            loop {
+                let changed = changes.next().await;
+                auth.changed(changed).await;
+                let of_modules = matches!(changed, Changed::Module(_) | Changed::Everything);
+                if of_modules && let Err(error) = registry.changed().await {
+                    tracing::warn!(%error, "which modules are stopped can't be read now");
+                    // Nobody may miss a stop: the connection is made again, and everything read.
+                    changes = changes.again();
+                }
+            }
+        })
+    }
+
+    /// Looks up keys for whom something runs and of which it is not sure that they may still be used.
+    fn recheck_keys(&self) -> tokio::task::JoinHandle<()> {
+        let auth = self.auth.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(RECHECK_EVERY).await;
+                auth.recheck().await;
+            }
+        })
     }
 
     fn start_background(&self) -> tokio::task::JoinHandle<()> {
@@ -521,6 +565,13 @@ async fn self_test(sandbox: &Sandbox) -> anyhow::Result<()> {
         bail!("the test guest ended with {:?}", outcome.end);
     }
     Ok(())
+}
+
+/// Puts a configuration that is another than the last one into the audit.
+async fn note_configuration(store: &Store, loaded: &Loaded) {
+    if let Err(error) = store.config_used(loaded.facts()).await {
+        tracing::warn!(%error, "the change of the configuration is not in the audit");
+    }
 }
 
 async fn check_database(store: &Store, health: &Health) {

@@ -10,7 +10,7 @@ use axum::response::Response;
 use axum::routing::{self, MethodRouter};
 
 use super::problem::Problem;
-use super::{Api, Caller, describe, execute, keys, modules, tokens, usage};
+use super::{Api, Caller, admin, describe, execute, keys, modules, sign_up, tokens, usage};
 use crate::auth::{Principal, Role, Scope};
 use crate::failure::Failure;
 
@@ -127,12 +127,63 @@ pub static ENDPOINTS: &[Endpoint] = &[
     on(Method::GET, "/api/docs.css", Asks::Nothing, || {
         routing::get(describe::style)
     }),
+    on(
+        Method::POST,
+        "/api/auth/keys/{id}/rotate",
+        user(Scope::Keys),
+        || routing::post(keys::rotate),
+    ),
+    on(Method::POST, "/api/auth/register", Asks::Nothing, || {
+        routing::post(sign_up::register)
+    }),
+    on(Method::GET, "/api/admin/users", SUPPORT, || {
+        routing::get(admin::users::list)
+    }),
+    on(Method::POST, "/api/admin/users", ADMIN, || {
+        routing::post(admin::users::create)
+    }),
+    on(Method::GET, "/api/admin/users/{id}", SUPPORT, || {
+        routing::get(admin::users::get)
+    }),
+    on(Method::PATCH, "/api/admin/users/{id}", ADMIN, || {
+        routing::patch(admin::users::change)
+    }),
+    on(Method::GET, "/api/admin/keys", SUPPORT, || {
+        routing::get(admin::keys::list)
+    }),
+    on(Method::POST, "/api/admin/keys", ADMIN, || {
+        routing::post(admin::keys::create)
+    }),
+    on(Method::DELETE, "/api/admin/keys/{id}", ADMIN, || {
+        routing::delete(admin::keys::revoke)
+    }),
+    on(Method::GET, "/api/admin/tiers", SUPPORT, || {
+        routing::get(admin::tiers::list)
+    }),
+    on(Method::POST, "/api/admin/modules/{id}/stop", ADMIN, || {
+        routing::post(admin::modules::stop)
+    }),
+    on(
+        Method::POST,
+        "/api/admin/modules/{id}/resume",
+        ADMIN,
+        || routing::post(admin::modules::resume),
+    ),
+    on(Method::GET, "/api/admin/audit", SUPPORT, || {
+        routing::get(admin::audit::list)
+    }),
 ];
 
 /// What support may do: look.
 const SUPPORT: Asks = Asks::Key {
     scope: Scope::Admin,
     role: Role::Support,
+};
+
+/// What changes something of others.
+const ADMIN: Asks = Asks::Key {
+    scope: Scope::Admin,
+    role: Role::Admin,
 };
 
 const fn on(

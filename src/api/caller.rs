@@ -1,5 +1,6 @@
 //! Who is calling, as an argument of a handler.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, RawPathParams};
@@ -15,6 +16,7 @@ use crate::failure::Failure;
 pub(super) struct Authenticated {
     pub(super) principal: Arc<KeyPrincipal>,
     pub(super) request_id: String,
+    pub(super) client: Option<IpAddr>,
 }
 
 /// The `{id}` of the path.
@@ -33,6 +35,7 @@ impl<S: Sync> FromRequestParts<S> for Authenticated {
             Principal::Key(principal) => Ok(Authenticated {
                 principal: Arc::clone(principal),
                 request_id: caller.request_id.clone(),
+                client: caller.client,
             }),
             Principal::Anonymous | Principal::Certificate(_) => Err(Failure::unauthorized(
                 "this needs an API key: send `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",

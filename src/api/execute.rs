@@ -19,7 +19,7 @@ use super::recording::{Ran, Recording};
 use super::{Api, Settings};
 use crate::auth::KeyPrincipal;
 use crate::failure::Failure;
-use crate::sandbox::{Call, Outcome, Preparation, Prepared, ShareKey, Stdout};
+use crate::sandbox::{Call, Outcome, Preparation, Prepared, RunError, ShareKey, Stdout};
 
 pub(super) const WASM_NAMES: &[&str] = &["wasm", "wasm_file"];
 pub(super) const INPUT_NAMES: &[&str] = &["input", "input_data"];
@@ -137,6 +137,8 @@ impl Api {
                 .guest_limits(Some(principal.tier), settings.guest),
             share: share(principal),
         };
-        Ok(self.state.sandbox.run(module, call).await?)
+        let run = self.state.sandbox.run(module, call);
+        let run = self.state.auth.while_allowed(principal, run);
+        Ok(run.await.unwrap_or(Err(RunError::Stopped))?)
     }
 }

@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Api;
-use super::body::{self, Bound, ContentType};
 use super::caller::{Authenticated, PathId};
+use super::json;
 use super::problem::Problem;
 use super::values;
 use crate::auth::{KeyPrincipal, Scopes};
 use crate::failure::{Failure, code};
 use crate::limits::Tier;
+use crate::store::changes::Changed;
 use crate::store::keys::{Key, NewKeyRow};
+use crate::store::rotations::Rotation;
 
 /// Keys a user may have that are neither revoked nor expired.
 const LIVE_KEYS_MAX: usize = 100;
@@ -28,20 +30,18 @@ const ENDED_KEYS_LISTED_MAX: usize = 400;
 const NAME_BYTES_MAX: usize = 100;
 const NAME_DEFAULT: &str = "API key";
 const LIFETIME_DAYS_MAX: u32 = 3650;
-const BODY: Bound = Bound {
-    what: "the request body",
-    bytes_max: 16 * 1024,
-    setting: None,
-};
 /// Longest wait for the requests that make a key before this one.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Characters of a JSON error that the client gets to read; it may quote the body.
-const JSON_ERROR_CHARS_MAX: usize = 200;
+/// How long an old key goes on working beside the one that takes its place.
+const OVERLAP_SECONDS_DEFAULT: u32 = 24 * 3600;
+const OVERLAP_SECONDS_MAX: u32 = 30 * 24 * 3600;
+const EXAMPLE: &str = r#"{"name": "laptop"}"#;
+const ROTATE_EXAMPLE: &str = r#"{"overlap_seconds": 3600}"#;
 
 /// The body of a request for a key; all of it is optional.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NewKeyRequest {
+pub(super) struct NewKeyRequest {
     name: Option<String>,
     expires_in_days: Option<u32>,
     /// RFC 3339.
@@ -52,7 +52,7 @@ struct NewKeyRequest {
 
 /// A key just made. The only answer that ever holds a secret.
 #[derive(Serialize)]
-struct Created {
+pub(super) struct Created {
     api_key: String,
     api_key_id: Uuid,
     name: String,
@@ -64,7 +64,7 @@ struct Created {
 }
 
 #[derive(Serialize)]
-struct Listed {
+pub(super) struct Listed {
     id: Uuid,
     name: String,
     prefix: String,
@@ -74,11 +74,49 @@ struct Listed {
     expires_at: Option<String>,
     revoked_at: Option<String>,
     last_used_at: Option<String>,
+    /// The key that was made to take the place of this one.
+    replaced_by: Option<Uuid>,
 }
 
 #[derive(Serialize)]
 struct List {
     keys: Vec<Listed>,
+}
+
+/// The body of a request to rotate a key.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RotateRequest {
+    overlap_seconds: Option<u32>,
+}
+
+/// A key that took the place of another.
+#[derive(Serialize)]
+struct Rotated {
+    #[serde(flatten)]
+    key: Created,
+    replaces: Replaced,
+}
+
+#[derive(Serialize)]
+struct Replaced {
+    api_key_id: Uuid,
+    expires_at: Option<String>,
+}
+
+impl Created {
+    pub(super) fn of(key: Key, secret: String) -> Created {
+        Created {
+            api_key: secret,
+            api_key_id: key.id,
+            name: key.name,
+            prefix: key.prefix,
+            tier: key.tier,
+            scopes: key.scopes,
+            created_at: values::timestamp(key.created_at),
+            expires_at: key.expires_at.map(values::timestamp),
+        }
+    }
 }
 
 /// A request for a key, read and found good.
@@ -92,14 +130,14 @@ struct Wanted {
 
 /// What a key that is made may have at most: what its maker has.
 #[derive(Debug, Clone, Copy)]
-struct Ceiling {
-    tier: Tier,
-    scopes: Scopes,
-    expires_at: Option<DateTime<Utc>>,
+pub(super) struct Ceiling {
+    pub(super) tier: Tier,
+    pub(super) scopes: Scopes,
+    pub(super) expires_at: Option<DateTime<Utc>>,
 }
 
 impl Ceiling {
-    fn of(maker: &KeyPrincipal) -> Ceiling {
+    pub(super) fn of(maker: &KeyPrincipal) -> Ceiling {
         Ceiling {
             tier: maker.tier,
             scopes: maker.scopes,
@@ -113,49 +151,132 @@ pub(super) async fn create(
     caller: Authenticated,
     request: Request,
 ) -> Result<Response, Problem> {
-    let user_id = caller.principal.user_id;
-    let now = Utc::now();
+    let asked = json::read(request, EXAMPLE).await?.unwrap_or_default();
     let ceiling = Ceiling::of(&caller.principal);
-    let wanted = wanted(read_request(request).await?, ceiling, now)?;
-    let new = api.state.auth.new_key()?;
-    let row = NewKeyRow {
-        user_id,
-        name: &wanted.name,
-        prefix: &new.prefix,
-        hash: new.hash,
-        tier: wanted.tier,
-        scopes: wanted.scopes,
-        expires_at: wanted.expires_at,
-    };
-    let counted = tokio::time::timeout(TURN_TIMEOUT, api.state.key_creation.lock())
-        .await
-        .map_err(|_| {
-            Failure::unavailable(
-                code::DATABASE_UNAVAILABLE,
-                "the database is too busy; try again",
+    let user_id = caller.principal.user_id;
+    let created = api.make_key(&caller, user_id, asked, ceiling).await?;
+    Ok((StatusCode::CREATED, Json(created)).into_response())
+}
+
+impl Api {
+    /// Makes a key for a user within a ceiling.
+    pub(super) async fn make_key(
+        &self,
+        caller: &Authenticated,
+        user_id: Uuid,
+        asked: NewKeyRequest,
+        ceiling: Ceiling,
+    ) -> Result<Created, Problem> {
+        let now = Utc::now();
+        let wanted = wanted(asked, ceiling, now)?;
+        let new = self.state.auth.new_key()?;
+        let row = NewKeyRow {
+            user_id,
+            name: &wanted.name,
+            prefix: &new.prefix,
+            hash: new.hash,
+            tier: wanted.tier,
+            scopes: wanted.scopes,
+            expires_at: wanted.expires_at,
+        };
+        let turn = self.turn_for_one_more_key(user_id, now).await?;
+        let key = self.store_for(caller).key_create(row).await?;
+        drop(turn);
+        Ok(Created::of(key, new.secret))
+    }
+
+    /// Waits until no other key is being made, and says whether the user may have one more.
+    async fn turn_for_one_more_key(
+        &self,
+        user_id: Uuid,
+        now: DateTime<Utc>,
+    ) -> Result<tokio::sync::MutexGuard<'_, ()>, Problem> {
+        let turn = tokio::time::timeout(TURN_TIMEOUT, self.state.key_creation.lock())
+            .await
+            .map_err(|_| {
+                Failure::unavailable(
+                    code::DATABASE_UNAVAILABLE,
+                    "the database is too busy; try again",
+                )
+            })?;
+        let keys = self.state.store.keys_of_user(user_id).await?;
+        if keys.iter().filter(|key| key.is_live(now)).count() >= LIVE_KEYS_MAX {
+            return Err(Failure::conflict(
+                code::TOO_MANY_KEYS,
+                format!(
+                    "there are {LIVE_KEYS_MAX} API keys, the most a user may have: revoke one first"
+                ),
             )
-        })?;
-    let keys = api.state.store.keys_of_user(user_id).await?;
-    if keys.iter().filter(|key| is_live(key, now)).count() >= LIVE_KEYS_MAX {
-        return Err(Failure::conflict(
-            code::TOO_MANY_KEYS,
-            format!("you have {LIVE_KEYS_MAX} API keys, the most there may be: revoke one first"),
-        )
+            .into());
+        }
+        Ok(turn)
+    }
+}
+
+/// Makes a key that takes the place of another, which goes on working for the time of the overlap.
+pub(super) async fn rotate(
+    State(api): State<Arc<Api>>,
+    caller: Authenticated,
+    PathId(id): PathId,
+    request: Request,
+) -> Result<Response, Problem> {
+    let asked = json::read(request, ROTATE_EXAMPLE).await?;
+    let RotateRequest { overlap_seconds } = asked.unwrap_or_default();
+    let overlap_seconds = overlap_seconds.unwrap_or(OVERLAP_SECONDS_DEFAULT);
+    if overlap_seconds > OVERLAP_SECONDS_MAX {
+        return Err(Failure::bad_request(format!(
+            "`overlap_seconds` must be a number from 0 to {OVERLAP_SECONDS_MAX}"
+        ))
         .into());
     }
-    let key = api.state.store.key_create(row).await?;
-    drop(counted);
-    let created = Created {
-        api_key: new.secret,
-        api_key_id: key.id,
-        name: key.name,
-        prefix: key.prefix,
-        tier: key.tier,
-        scopes: key.scopes,
-        created_at: values::timestamp(key.created_at),
-        expires_at: key.expires_at.map(values::timestamp),
+    let (user_id, now) = (caller.principal.user_id, Utc::now());
+    let old = api.state.store.key(id).await?;
+    let old = old.filter(|key| key.user_id == user_id && key.is_live(now));
+    let old = old.ok_or_else(|| Failure::not_found("API key not found"))?;
+    within(&old, Ceiling::of(&caller.principal))?;
+    let new = api.state.auth.new_key()?;
+    let rotation = Rotation {
+        old: &old,
+        prefix: &new.prefix,
+        hash: new.hash,
+        old_ends_at: now + TimeDelta::seconds(i64::from(overlap_seconds)),
     };
-    Ok((StatusCode::CREATED, Json(created)).into_response())
+    let store = api.store_for(&caller);
+    // Where the old key ends at once there is no key more than before.
+    let turn = match overlap_seconds {
+        0 => None,
+        1.. => Some(api.turn_for_one_more_key(user_id, now).await?),
+    };
+    let (made, ended) = store.key_rotate(rotation, now).await?;
+    drop(turn);
+    api.state.auth.changed(Changed::Key(id)).await;
+    let rotated = Rotated {
+        key: Created::of(made, new.secret),
+        replaces: Replaced {
+            api_key_id: ended.id,
+            expires_at: ended.expires_at.map(values::timestamp),
+        },
+    };
+    Ok((StatusCode::CREATED, Json(rotated)).into_response())
+}
+
+/// A key may get the secret of another one only where it could make one like it.
+fn within(old: &Key, ceiling: Ceiling) -> Result<(), Failure> {
+    if old.tier > ceiling.tier {
+        return Err(Failure::tier_too_low(
+            "a key can't rotate one that has a higher tier",
+        ));
+    }
+    if let Some(lacking) = old.scopes.iter().find(|&scope| !ceiling.scopes.has(scope)) {
+        return Err(Failure::insufficient_scope(lacking.as_str()));
+    }
+    match (ceiling.expires_at, old.expires_at) {
+        (Some(own), Some(at)) if at <= own => Ok(()),
+        (None, _) => Ok(()),
+        (Some(_), _) => Err(Failure::forbidden(
+            "a key can't rotate one that outlives it; use a key that ends later",
+        )),
+    }
 }
 
 pub(super) async fn list(
@@ -180,53 +301,10 @@ pub(super) async fn revoke(
     PathId(id): PathId,
 ) -> Result<StatusCode, Problem> {
     let user_id = caller.principal.user_id;
-    api.state
-        .store
-        .key_revoke(id, Some(user_id), Utc::now())
-        .await?;
-    api.state.auth.forget(id);
+    let store = api.store_for(&caller);
+    store.key_revoke(id, Some(user_id), Utc::now()).await?;
+    api.state.auth.changed(Changed::Key(id)).await;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// The request, from an optional JSON body.
-async fn read_request(request: Request) -> Result<NewKeyRequest, Problem> {
-    let content_type = body::content_type(request.headers())?;
-    let bytes = body::read(request.into_body(), BODY).await?;
-    if bytes.is_empty() {
-        return Ok(NewKeyRequest::default());
-    }
-    match content_type {
-        ContentType::Other(kind) if kind == "application/json" => {
-            parse(&bytes).map_err(Problem::from)
-        }
-        ContentType::Other(_) | ContentType::Missing | ContentType::Multipart { .. } => {
-            Err(Failure::unsupported_media_type("send the body as application/json").into())
-        }
-    }
-}
-
-fn parse(bytes: &[u8]) -> Result<NewKeyRequest, Failure> {
-    if !bytes.trim_ascii_start().starts_with(b"{") {
-        return Err(Failure::new(
-            StatusCode::BAD_REQUEST,
-            code::MALFORMED_JSON,
-            "the body must be a JSON object, such as {\"name\": \"laptop\"}",
-        ));
-    }
-    serde_json::from_slice(bytes).map_err(|error| {
-        // The position stands at the end of serde_json's message, where a cut would lose it.
-        let (line, column) = (error.line(), error.column());
-        let message = error.to_string();
-        let message = message
-            .strip_suffix(&format!(" at line {line} column {column}"))
-            .unwrap_or(&message);
-        let message: String = message.chars().take(JSON_ERROR_CHARS_MAX).collect();
-        Failure::new(
-            StatusCode::BAD_REQUEST,
-            code::MALFORMED_JSON,
-            format!("the body at line {line}, column {column}: {message}"),
-        )
-    })
 }
 
 fn wanted(request: NewKeyRequest, ceiling: Ceiling, now: DateTime<Utc>) -> Result<Wanted, Failure> {
@@ -292,16 +370,12 @@ fn expiry(
     }
 }
 
-fn is_live(key: &Key, now: DateTime<Utc>) -> bool {
-    key.revoked_at.is_none() && key.expires_at.is_none_or(|at| at > now)
-}
-
 /// All live keys, and the newest of those that have ended.
 fn shown(keys: Vec<Key>, now: DateTime<Utc>) -> Vec<Key> {
     let mut ended = 0;
     let mut keys = keys;
     keys.retain(|key| {
-        if is_live(key, now) {
+        if key.is_live(now) {
             return true;
         }
         ended += 1;
@@ -322,6 +396,7 @@ impl From<Key> for Listed {
             expires_at: key.expires_at.map(values::timestamp),
             revoked_at: key.revoked_at.map(values::timestamp),
             last_used_at: key.last_used_at.map(values::timestamp),
+            replaced_by: key.replaced_by,
         }
     }
 }
@@ -346,7 +421,7 @@ mod tests {
             scopes: scopes(),
             expires_at: None,
         };
-        parse(json.as_bytes())
+        json::parse(json.as_bytes(), EXAMPLE)
             .and_then(|request| wanted(request, ceiling, now()))
             .map_err(|failure| {
                 (
@@ -369,6 +444,7 @@ mod tests {
             expires_at: expires_at.map(|at| at.parse().unwrap()),
             revoked_at: revoked_at.map(|at| at.parse().unwrap()),
             last_used_at: None,
+            replaced_by: None,
         }
     }
 
@@ -427,7 +503,12 @@ mod tests {
             expires_at: Some(own),
         };
         let expiry = |json: &str| {
-            wanted(parse(json.as_bytes()).unwrap(), ceiling, now()).map(|wanted| wanted.expires_at)
+            wanted(
+                json::parse(json.as_bytes(), EXAMPLE).unwrap(),
+                ceiling,
+                now(),
+            )
+            .map(|wanted| wanted.expires_at)
         };
         assert_eq!(expiry("{}"), Ok(Some(own)));
         assert_eq!(expiry(r#"{"expires_in_days":10}"#), Ok(Some(own)));

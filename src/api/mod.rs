@@ -8,6 +8,7 @@
 
 mod accept;
 mod access;
+mod admin;
 mod body;
 mod caller;
 mod describe;
@@ -20,6 +21,7 @@ mod problem;
 mod query;
 mod receipt;
 mod recording;
+mod sign_up;
 mod tokens;
 mod usage;
 mod values;
@@ -38,10 +40,11 @@ use tokio::sync::Mutex;
 
 use crate::auth::{Authenticator, Principal};
 use crate::failure::Failure;
-use crate::limits::Tiers;
+use crate::limits::{Limiter, Tiers};
 use crate::modules::Registry;
 use crate::sandbox::{GuestLimits, Sandbox};
 use crate::store::Store;
+use crate::store::audit::{Actor, ActorKind};
 use crate::usage::Recorder;
 
 pub use access::{Asks, ENDPOINTS, Endpoint};
@@ -57,6 +60,8 @@ pub struct Settings {
     /// The global limits: ceilings for the Free tier, and the stdout and stderr bounds for all.
     pub guest: GuestLimits,
     pub tiers: Tiers,
+    /// Whether strangers may make themselves an account, on the Free tier.
+    pub sign_up: bool,
 }
 
 /// What the handlers work with. Cheap to clone.
@@ -68,6 +73,8 @@ pub struct State {
     pub registry: Registry,
     pub sandbox: Sandbox,
     pub usage: Recorder,
+    /// Holds the buckets of endpoints that need no key.
+    pub limiter: Limiter,
     /// Held while a key is counted and made, so that concurrent requests can't pass the bound, those to
     /// the router of another configuration included.
     pub key_creation: Arc<Mutex<()>>,
@@ -84,6 +91,20 @@ pub struct Caller {
 /// The router's own state.
 struct Api {
     state: State,
+}
+
+impl Api {
+    /// The store, with changes to it under the caller's name.
+    fn store_for(&self, caller: &caller::Authenticated) -> Store {
+        self.state.store.acting(Actor {
+            kind: ActorKind::User,
+            user_id: Some(caller.principal.user_id),
+            key_id: Some(caller.principal.key_id),
+            operator: None,
+            address: caller.client,
+            request_id: Some(caller.request_id.clone()),
+        })
+    }
 }
 
 /// The router over `/api/…`. A failure is a response that carries a [`crate::failure::Failure`].

@@ -101,7 +101,7 @@ pub(super) async fn upload(
         wasm: &wasm,
         is_public: upload.is_public,
     };
-    let module = api.state.store.module_create(new).await?;
+    let module = api.store_for(&caller).module_create(new).await?;
     let location = [(header::LOCATION, format!("/api/wasm/modules/{}", module.id))];
     Ok((StatusCode::CREATED, location, Json(Uploaded::from(module))).into_response())
 }
@@ -158,7 +158,7 @@ pub(super) async fn delete(
     if module.owner_id != caller.principal.user_id {
         return Err(Failure::forbidden("only its owner can delete a module").into());
     }
-    api.state.store.module_delete(id).await?;
+    api.store_for(&caller).module_delete(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -169,6 +169,9 @@ pub(super) async fn execute(
     request: Request,
 ) -> Result<Response, Problem> {
     let module = visible(&api, id, &caller.principal).await?;
+    if module.stopped_at.is_some() {
+        return Err(Failure::module_stopped().into());
+    }
     let mut recording = Recording::begin(&api, &caller)?;
     recording.module = Some(module.hash);
     recording.module_id = Some(module.id);
@@ -190,7 +193,9 @@ async fn run_stored(
     recording.bytes_in = input.len() as u64;
     let share = share(&caller.principal);
     let prepared = api.state.registry.prepare(module, share).await?;
-    let outcome = api.run(prepared, input, &caller.principal).await?;
+    let run = api.run(prepared, input, &caller.principal);
+    let run = api.state.registry.while_running(module.id, run).await;
+    let outcome = run.map_err(|_| Failure::stopped())??;
     Ok((outcome, module.hash))
 }
 

@@ -71,6 +71,11 @@ impl From<StoreError> for Problem {
             StoreError::Conflict(what) => {
                 Failure::conflict(code::CONFLICT, format!("{what} exists already")).into()
             }
+            StoreError::LastAdmin => Failure::conflict(
+                code::LAST_ADMIN,
+                "this is the last admin that is not disabled: make another one first",
+            )
+            .into(),
             // A bound of the database that is tighter than ours; the text is made for clients.
             StoreError::Invalid(message) => Failure::bad_request(message).into(),
             StoreError::Internal(_) => Problem::internal(error.to_string()),
@@ -108,6 +113,7 @@ impl From<RunError> for Problem {
                     .into()
             }
             RunError::ShuttingDown => shutting_down().into(),
+            RunError::Stopped => Failure::stopped().into(),
         }
     }
 }

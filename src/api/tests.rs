@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::auth::{KeyPrincipal, Role, Salt, Scopes};
-use crate::limits::Tier;
+use crate::limits::{self, Tier};
 use crate::sandbox::{self, CompileSettings, ModuleHash};
 use crate::store::modules::NewModule;
 
@@ -96,12 +96,14 @@ impl World {
                     stderr_bytes_max: 1000,
                 },
                 tiers: Tiers::default(),
+                sign_up: true,
             }),
             registry: Registry::new(store.clone(), sandbox.clone(), 10_000),
             store,
             auth,
             sandbox,
             usage: recorder(directory.path()),
+            limiter: limits::Limiter::new(&limits::Settings::default()),
             key_creation: Arc::default(),
         };
         World {

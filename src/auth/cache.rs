@@ -1,7 +1,7 @@
 //! What is known of keys, in memory, so that a request waits for no database.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use super::{KeyPrincipal, Role, Scope, Settings};
-use crate::store::keys::KeyForAuth;
+use crate::store::keys::{Key, KeyForAuth};
 
 /// HMAC-SHA-256 of a key under the salt. Nobody without the salt can choose one, so looking it up
 /// in a table by its bytes gives away nothing about the keys in there.
@@ -35,6 +35,8 @@ pub(super) struct Entry {
     hash: Hash,
     pub(super) principal: Arc<KeyPrincipal>,
     loaded_at: DateTime<Utc>,
+    /// The epoch before the database was asked.
+    epoch: u64,
     forgotten: AtomicBool,
     noted_at_ms: AtomicI64,
 }
@@ -61,6 +63,8 @@ pub(super) struct Cache {
     /// Until when a key is refused unasked.
     refused: Moka<Hash, DateTime<Utc>>,
     index: Mutex<Index>,
+    /// What was asked for before this epoch may be out of date.
+    doubted_before: AtomicU64,
     ttl: TimeDelta,
     negative_ttl: TimeDelta,
     outage_grace: TimeDelta,
@@ -74,7 +78,15 @@ struct Index {
     /// Counts the calls of `forget`.
     epoch: u64,
     /// The last calls, each with its epoch.
-    forgotten: VecDeque<(u64, Uuid)>,
+    forgotten: VecDeque<(u64, Forgotten)>,
+}
+
+/// What a call of `forget` was about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forgotten {
+    Key(Uuid),
+    /// All keys of this user.
+    User(Uuid),
 }
 
 impl Cache {
@@ -93,6 +105,7 @@ impl Cache {
                 .time_to_live(negative_ttl)
                 .build(),
             index: Mutex::default(),
+            doubted_before: AtomicU64::new(0),
             ttl: delta(ttl),
             negative_ttl: delta(negative_ttl),
             outage_grace: delta(outage_grace),
@@ -108,7 +121,8 @@ impl Cache {
             // The clock may be set back, and a caller may have read it a moment before the one who
             // loaded the entry did: neither makes an entry young for longer than its time to live.
             let age = now.signed_duration_since(entry.loaded_at).abs();
-            if age < self.ttl {
+            let doubted = entry.epoch < self.doubted_before.load(Ordering::Acquire);
+            if age < self.ttl && !doubted {
                 return Look::Fresh(entry);
             }
             if age < self.ttl + self.outage_grace {
@@ -143,9 +157,9 @@ impl Cache {
             self.refused.insert(*hash, now + self.negative_ttl);
             return Some(Loaded::Refused);
         };
-        let entry = Arc::new(Entry::new(*hash, &found, now));
+        let entry = Arc::new(Entry::new(*hash, &found, epoch, now));
         let mut index = self.index();
-        if index.forgotten_since(epoch, found.key.id) {
+        if index.forgotten_since(epoch, &found.key) {
             return None;
         }
         self.refused.invalidate(hash);
@@ -155,23 +169,37 @@ impl Cache {
         Some(Loaded::Known(entry))
     }
 
-    /// Drops what is known of a key, now and in loads that are under way.
-    pub(super) fn forget(&self, key_id: Uuid) {
+    /// Drops what is known of a key, or of all keys of a user, now and in loads that are under way.
+    pub(super) fn forget(&self, what: Forgotten) {
         let mut index = self.index();
         index.epoch += 1;
         let epoch = index.epoch;
-        index.forgotten.push_back((epoch, key_id));
+        index.forgotten.push_back((epoch, what));
         if index.forgotten.len() > FORGOTTEN_MAX {
             index.forgotten.pop_front();
         }
-        if let Some(entry) = index
-            .by_id
-            .remove(&key_id)
-            .and_then(|entry| entry.upgrade())
-        {
+        for entry in index.take(what) {
             entry.forgotten.store(true, Ordering::Release);
             self.known.invalidate(&entry.hash);
         }
+    }
+
+    /// Has everything that is known looked up again before it is used, as long as the database can be
+    /// asked; while it can't, it serves as ever.
+    pub(super) fn doubt(&self) {
+        let mut index = self.index();
+        index.epoch += 1;
+        self.doubted_before.store(index.epoch, Ordering::Release);
+        self.refused.invalidate_all();
+    }
+
+    /// Whether the key's record is in memory, and nobody has said that it changed.
+    pub(super) fn knows(&self, key_id: Uuid) -> bool {
+        let index = self.index();
+        let entry = index.by_id.get(&key_id).and_then(Weak::upgrade);
+        entry.is_some_and(|entry| {
+            !entry.is_forgotten() && entry.epoch >= self.doubted_before.load(Ordering::Acquire)
+        })
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -179,8 +207,36 @@ impl Cache {
     }
 }
 
+impl Forgotten {
+    fn is_about(self, key: &Key) -> bool {
+        match self {
+            Forgotten::Key(id) => id == key.id,
+            Forgotten::User(user_id) => user_id == key.user_id,
+        }
+    }
+}
+
 impl Index {
-    fn forgotten_since(&self, epoch: u64, key_id: Uuid) -> bool {
+    /// Takes out the entries that this is about.
+    fn take(&mut self, what: Forgotten) -> Vec<Arc<Entry>> {
+        let ids: Vec<Uuid> = match what {
+            Forgotten::Key(id) => vec![id],
+            Forgotten::User(user_id) => self
+                .by_id
+                .iter()
+                .filter(|(_, entry)| {
+                    let entry = entry.upgrade();
+                    entry.is_some_and(|entry| entry.principal.user_id == user_id)
+                })
+                .map(|(&id, _)| id)
+                .collect(),
+        };
+        ids.iter()
+            .filter_map(|id| self.by_id.remove(id)?.upgrade())
+            .collect()
+    }
+
+    fn forgotten_since(&self, epoch: u64, key: &Key) -> bool {
         let oldest = self
             .forgotten
             .front()
@@ -190,7 +246,7 @@ impl Index {
         gap || self
             .forgotten
             .iter()
-            .any(|&(at, id)| at > epoch && id == key_id)
+            .any(|&(at, what)| at > epoch && what.is_about(key))
     }
 
     /// The table of keys evicts on its own; their names are swept when there are too many.
@@ -203,7 +259,7 @@ impl Index {
 }
 
 impl Entry {
-    fn new(hash: Hash, found: &KeyForAuth, now: DateTime<Utc>) -> Entry {
+    fn new(hash: Hash, found: &KeyForAuth, epoch: u64, now: DateTime<Utc>) -> Entry {
         let scopes = found.key.scopes;
         let principal = KeyPrincipal {
             key_id: found.key.id,
@@ -222,6 +278,7 @@ impl Entry {
             hash,
             principal: Arc::new(principal),
             loaded_at: now,
+            epoch,
             forgotten: AtomicBool::new(false),
             noted_at_ms: AtomicI64::new(i64::MIN),
         }
@@ -261,7 +318,6 @@ mod tests {
     use super::*;
     use crate::auth::{Salt, Scopes};
     use crate::limits::Tier;
-    use crate::store::keys::Key;
 
     fn cache(keys_max: u64) -> Cache {
         Cache::new(&Settings {
@@ -285,6 +341,7 @@ mod tests {
             expires_at: None,
             revoked_at: None,
             last_used_at: None,
+            replaced_by: None,
         };
         KeyForAuth {
             key,
@@ -368,7 +425,7 @@ mod tests {
             .settle(cache.epoch(), &hash, Some(found(1, hash)), at(0))
             .unwrap();
         let before = cache.epoch();
-        cache.forget(key);
+        cache.forget(Forgotten::Key(key));
         assert!(matches!(cache.look(&hash, at(0)), Look::Missing));
         assert!(
             cache
@@ -391,7 +448,7 @@ mod tests {
         // When the calls are too many to remember each, every load in doubt asks again.
         let before = cache.epoch();
         for id in 0..=FORGOTTEN_MAX as u128 {
-            cache.forget(Uuid::from_u128(1_000 + id));
+            cache.forget(Forgotten::Key(Uuid::from_u128(1_000 + id)));
         }
         assert!(
             cache
@@ -412,7 +469,7 @@ mod tests {
         let Some(Loaded::Known(held)) = cache.settle(0, &hash, Some(found(1, hash)), at(0)) else {
             panic!("the key is good");
         };
-        cache.forget(Uuid::from_u128(1));
+        cache.forget(Forgotten::Key(Uuid::from_u128(1)));
         assert!(held.is_forgotten());
     }
 

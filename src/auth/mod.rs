@@ -11,16 +11,19 @@ mod tests;
 mod tokens;
 mod uses;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::limits::Tier;
+use crate::lives::{Ended, Lives};
+use crate::store::changes::Changed;
 use crate::store::keys::KeyForAuth;
 use crate::store::{Store, StoreError};
-use cache::{Cache, Entry, Hash, Loaded, Look};
+use cache::{Cache, Entry, Forgotten, Hash, Loaded, Look};
 use header::Credential;
 use loads::Loads;
 use outage::Outage;
@@ -126,6 +129,10 @@ struct Inner {
     by_id: Known,
     outage: Outage,
     uses: Uses,
+    /// What runs for keys, each with its user.
+    lives: Lives<(Uuid, Uuid)>,
+    /// Keys for whom something runs, and which must be looked up again.
+    doubtful: Mutex<HashSet<Uuid>>,
     tokens: Tokens,
 }
 
@@ -158,6 +165,8 @@ impl Authenticator {
                 store,
                 outage: Outage::new(),
                 uses: Uses::default(),
+                lives: Lives::default(),
+                doubtful: Mutex::default(),
                 tokens: Tokens::default(),
             }),
         }
@@ -229,8 +238,74 @@ impl Authenticator {
     /// Forgets what is cached of a key, so that a change of it holds at once: no request that
     /// starts after this call is answered from what was read before it.
     pub fn forget(&self, key_id: Uuid) {
-        self.inner.by_hash.cache.forget(key_id);
-        self.inner.by_id.cache.forget(key_id);
+        self.inner.forget(Forgotten::Key(key_id));
+    }
+
+    /// Takes in what was changed in the database: what is remembered of it is forgotten, and what runs
+    /// for a key that may not be used any more is ended.
+    pub async fn changed(&self, changed: Changed) {
+        let concerns: Box<dyn Fn(Uuid, Uuid) -> bool + Send> = match changed {
+            Changed::Key(id) => {
+                self.forget(id);
+                Box::new(move |key_id, _| key_id == id)
+            }
+            Changed::User(id) => {
+                self.inner.forget(Forgotten::User(id));
+                Box::new(move |_, user_id| user_id == id)
+            }
+            Changed::Everything => {
+                self.inner.by_hash.cache.doubt();
+                self.inner.by_id.cache.doubt();
+                Box::new(|_, _| true)
+            }
+            Changed::Module(_) => return,
+        };
+        let running = self.inner.lives.names();
+        let concerned = running
+            .into_iter()
+            .filter(|&(key, user)| concerns(key, user));
+        self.inner.doubtful().extend(concerned.map(|(key, _)| key));
+        self.recheck().await;
+    }
+
+    /// Looks up the keys for whom something runs and of which it is not sure that they may still be used,
+    /// and ends what runs for those that may not. Those that can't be looked up now stay doubtful.
+    pub async fn recheck(&self) {
+        let doubtful = std::mem::take(&mut *self.inner.doubtful());
+        for key_id in doubtful {
+            match self.inner.store.key_is_usable(key_id, Utc::now()).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    for name in self.inner.lives.names() {
+                        if name.0 == key_id {
+                            self.inner.lives.end(name);
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%key_id, %error, "a key for whom something runs can't be looked up now");
+                    self.inner.doubtful().insert(key_id);
+                }
+            }
+        }
+    }
+
+    /// Does some work for a key, and ends it when the key or its user is stopped meanwhile.
+    pub async fn while_allowed<T>(
+        &self,
+        principal: &KeyPrincipal,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Ended> {
+        let key_id = principal.key_id;
+        let noted = || {
+            // It may have been stopped after it was let in and before the work was noted.
+            let known = [&self.inner.by_hash, &self.inner.by_id];
+            if !known.iter().any(|known| known.cache.knows(key_id)) {
+                self.inner.doubtful().insert(key_id);
+            }
+        };
+        let name = (key_id, principal.user_id);
+        self.inner.lives.run(name, noted, work).await
     }
 
     /// Writes the last uses of keys, noted by the second, to the database. On failure they stay
@@ -241,6 +316,16 @@ impl Authenticator {
 }
 
 impl Inner {
+    fn doubtful(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Under both kinds of name.
+    fn forget(&self, what: Forgotten) {
+        self.by_hash.cache.forget(what);
+        self.by_id.cache.forget(what);
+    }
+
     fn known(&self, wanted: &Wanted) -> &Known {
         match wanted {
             Wanted::Hash(_) => &self.by_hash,

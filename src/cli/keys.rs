@@ -11,6 +11,7 @@ use super::table;
 use crate::auth::{Authenticator, Role, Scope, Scopes};
 use crate::limits::Tier;
 use crate::store::keys::{Key, NewKeyRow};
+use crate::store::rotations::Rotation;
 use crate::store::users::User;
 use crate::store::{Store, StoreError};
 
@@ -33,10 +34,21 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a key that takes the place of another: the same in all but its secret, which is printed once.
+    ///
+    /// The old key goes on working for the time of the overlap, so that whoever uses it can take up the new one.
+    #[command(after_help = ROTATE_EXAMPLES)]
+    Rotate {
+        /// The old key's id, from `keys list`.
+        id: Uuid,
+        /// How long the old key goes on working: 30m, 12h, 7d; or 0 to end it at once.
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_overlap)]
+        overlap: TimeDelta,
+    },
     /// Revoke a key for ever.
     ///
-    /// The key's id is in `keys list`. A running gateway stops accepting the key when its record in
-    /// memory is older than `auth.key_cache_ttl`.
+    /// The key's id is in `keys list`. Gateways that run stop accepting the key within a second, and end what runs
+    /// for it.
     #[command(after_help = REVOKE_EXAMPLES)]
     Revoke {
         /// The key's id.
@@ -80,6 +92,11 @@ Examples:
   wasm-wizard keys list
   wasm-wizard keys list --json | jq -r '.[] | select(.last_used_at == null) | .id'";
 
+const ROTATE_EXAMPLES: &str = "\
+Examples:
+  wasm-wizard keys rotate 01890a5d-ac96-774b-bcce-b302099a8057
+  wasm-wizard keys rotate 01890a5d-ac96-774b-bcce-b302099a8057 --overlap 0";
+
 const REVOKE_EXAMPLES: &str = "\
 Examples:
   wasm-wizard keys revoke 01890a5d-ac96-774b-bcce-b302099a8057";
@@ -94,6 +111,9 @@ pub async fn run(
         Command::Create(create) => writeln!(out, "{}", make(create, store, auth).await?)?,
         Command::List { json: true } => list_json(store, out).await?,
         Command::List { json: false } => list(store, out).await?,
+        Command::Rotate { id, overlap } => {
+            writeln!(out, "{}", rotate(id, overlap, store, auth).await?)?;
+        }
         Command::Revoke { id } => {
             match store.key_revoke(id, None, Utc::now()).await {
                 Ok(()) => auth.forget(id),
@@ -110,6 +130,14 @@ pub async fn run(
 
 async fn make(create: Create, store: &Store, auth: &Authenticator) -> anyhow::Result<String> {
     let user = user(&create, store).await?;
+    if create.tier > user.tier {
+        bail!(
+            "{email} is on the tier {}; raise it first: wasm-wizard users set-tier {email} {}",
+            user.tier,
+            create.tier,
+            email = user.email,
+        );
+    }
     let allowed = Scopes::of_role(user.role);
     let scopes = if create.scopes.is_empty() {
         allowed
@@ -139,6 +167,29 @@ async fn make(create: Create, store: &Store, auth: &Authenticator) -> anyhow::Re
     };
     store.key_create(row).await?;
     Ok(key.secret)
+}
+
+async fn rotate(
+    id: Uuid,
+    overlap: TimeDelta,
+    store: &Store,
+    auth: &Authenticator,
+) -> anyhow::Result<String> {
+    let now = Utc::now();
+    let old = store.key(id).await?.filter(|key| key.is_live(now));
+    let old = old.with_context(|| format!("there is no active key {id}"))?;
+    let new = auth.new_key()?;
+    let rotation = Rotation {
+        old: &old,
+        prefix: &new.prefix,
+        hash: new.hash,
+        old_ends_at: now + overlap,
+    };
+    match store.key_rotate(rotation, now).await {
+        Ok(_) => Ok(new.secret),
+        Err(StoreError::Conflict(_)) => bail!("the key {id} was rotated before"),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The user of this email: found, or made now.
@@ -223,6 +274,7 @@ async fn list_json(store: &Store, out: &mut impl Write) -> anyhow::Result<()> {
                 "expires_at": key.expires_at,
                 "revoked_at": key.revoked_at,
                 "last_used_at": key.last_used_at,
+                "replaced_by": key.replaced_by,
             })
         })
         .collect();
@@ -235,6 +287,8 @@ fn state(key: &Key, now: DateTime<Utc>) -> &'static str {
         "revoked"
     } else if key.expires_at.is_some_and(|expires_at| expires_at <= now) {
         "expired"
+    } else if key.replaced_by.is_some() {
+        "replaced"
     } else {
         "active"
     }
@@ -244,6 +298,13 @@ fn state(key: &Key, now: DateTime<Utc>) -> &'static str {
 fn text(tier: &Tier) -> String {
     clap::ValueEnum::to_possible_value(tier)
         .map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn parse_overlap(text: &str) -> Result<TimeDelta, String> {
+    if text == "0" {
+        return Ok(TimeDelta::zero());
+    }
+    parse_expires(text)
 }
 
 fn parse_expires(text: &str) -> Result<TimeDelta, String> {
@@ -391,6 +452,30 @@ mod tests {
         );
         assert_eq!(fixture.store.users_count().await.unwrap(), 1);
         assert_eq!(fixture.store.keys_all().await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_key_is_rotated_once_and_both_work_for_a_while() {
+        let fixture = fixture().await;
+        fixture.run(&["create", "--user", "a@b.c"]).await.unwrap();
+        let (old, _) = fixture.store.keys_all().await.unwrap().remove(0);
+        let id = old.id.to_string();
+        let made = fixture.run(&["rotate", &id]).await.unwrap();
+        assert_eq!(made.trim().len(), auth::KEY_BYTES);
+        let keys = fixture.store.keys_all().await.unwrap();
+        assert_eq!((keys.len(), keys[1].0.replaced_by), (2, Some(keys[0].0.id)));
+        let left = keys[1].0.expires_at.unwrap() - Utc::now();
+        assert!((23..24).contains(&left.num_hours()), "{left}");
+        assert!(fixture.run(&["list"]).await.unwrap().contains("replaced"));
+        assert!(fixture.run(&["rotate", &id]).await.is_err());
+        let next = keys[0].0.id.to_string();
+        fixture
+            .run(&["rotate", &next, "--overlap", "0"])
+            .await
+            .unwrap();
+        let ended = fixture.store.key(keys[0].0.id).await.unwrap().unwrap();
+        assert!(!ended.is_live(Utc::now()));
+        assert!(fixture.run(&["rotate", &next]).await.is_err());
     }
 
     #[tokio::test]

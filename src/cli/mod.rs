@@ -10,6 +10,7 @@ pub mod keys;
 pub mod modules;
 mod serve;
 mod table;
+pub mod users;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -25,6 +26,7 @@ use crate::route::{Route, Table};
 use crate::sandbox::{self, Sandbox};
 use crate::server::Configured;
 use crate::store::Store;
+use crate::store::audit::{Actor, ActorKind};
 use crate::tls;
 
 const ABOUT: &str = "An HTTPS gateway that runs WebAssembly inline";
@@ -76,10 +78,13 @@ enum Command {
     Exec(exec::Args),
     /// Take over users, keys and modules of the service that ran before.
     Import(import::Args),
-    /// Make, list and revoke API keys.
+    /// Make, list, rotate and revoke API keys.
     #[command(subcommand)]
     Keys(keys::Command),
-    /// Add, list and delete stored modules.
+    /// List, make, stop and change users.
+    #[command(subcommand)]
+    Users(users::Command),
+    /// Add, list, stop and delete stored modules.
     #[command(subcommand)]
     Modules(modules::Command),
     /// Compile one module from standard input; started by the gateway itself.
@@ -144,6 +149,9 @@ fn run(cli: Cli) -> anyhow::Result<i32> {
         }),
         Command::Keys(command) => with_store(&load(file)?, async |store, auth, _| {
             keys::run(command, store, auth, &mut std::io::stdout().lock()).await
+        }),
+        Command::Users(command) => with_store(&load(file)?, async |store, _, _| {
+            users::run(command, store, &mut std::io::stdout().lock()).await
         }),
         Command::Modules(command) => with_store(&load(file)?, async |store, _, sandbox| {
             modules::run(command, store, sandbox, &mut std::io::stdout().lock()).await
@@ -257,6 +265,7 @@ fn with_store(
             .await
             .context("opening the database")?;
         serve::bring_up_to_date(config, &store).await?;
+        let store = store.acting(operator());
         let auth = Authenticator::new(config.auth.settings(salt), store.clone());
         let sandbox = Sandbox::start(config.sandbox.clone().for_one_command())
             .context("starting the sandbox")?;
@@ -264,6 +273,20 @@ fn with_store(
         store.close().await;
         Ok(0)
     })
+}
+
+/// Who sits at the command line, as far as this machine knows.
+fn operator() -> Actor {
+    let name = ["SUDO_USER", "USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|variable| std::env::var(variable).ok())
+        .unwrap_or_default();
+    let uid = rustix::process::getuid().as_raw();
+    Actor {
+        kind: ActorKind::Operator,
+        operator: Some(format!("{name} (uid {uid})").trim_start().to_owned()),
+        ..Actor::default()
+    }
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use chrono::Utc;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -32,6 +33,17 @@ pub enum Command {
     /// A second upload under a name is a new version of it. A route runs a stored module by its id.
     #[command(after_help = ADD_EXAMPLES)]
     Add(Add),
+    /// Let nobody run a module any more. What runs of it ends, on every gateway, within a second.
+    #[command(after_help = STOP_EXAMPLES)]
+    Stop {
+        /// The module's id, from `modules list`.
+        id: Uuid,
+    },
+    /// Let a module that was stopped be run again.
+    Resume {
+        /// The module's id, from `modules list`.
+        id: Uuid,
+    },
     /// Delete a module. Its bytes go with the last module that has them.
     #[command(after_help = DELETE_EXAMPLES)]
     Delete {
@@ -70,6 +82,10 @@ Examples:
   wasm-wizard modules add sum.wat --owner me@example.org --name sum --public \\
       --description 'adds the numbers on standard input'";
 
+const STOP_EXAMPLES: &str = "\
+Examples:
+  wasm-wizard modules stop 01890a5d-ac96-774b-bcce-b302099a8057";
+
 const DELETE_EXAMPLES: &str = "\
 Examples:
   wasm-wizard modules delete 01890a5d-ac96-774b-bcce-b302099a8057";
@@ -91,6 +107,8 @@ pub async fn run(
             let id = store_module(&add, hash, &wasm, store).await?;
             Ok(writeln!(out, "{id}")?)
         }
+        Command::Stop { id } => stop(id, true, store, out).await,
+        Command::Resume { id } => stop(id, false, store, out).await,
         Command::Delete { id } => delete(id, store, out).await,
     }
 }
@@ -118,6 +136,15 @@ async fn store_module(
     Ok(store.module_create(new).await?.id)
 }
 
+async fn stop(id: Uuid, stop: bool, store: &Store, out: &mut impl Write) -> anyhow::Result<()> {
+    let done = if stop { "stopped" } else { "resumed" };
+    match store.module_stop(id, stop, Utc::now()).await {
+        Ok(()) => Ok(writeln!(out, "{done} {id}")?),
+        Err(StoreError::NotFound(_)) => bail!("there is no module {id}"),
+        Err(error) => Err(error.into()),
+    }
+}
+
 async fn delete(id: Uuid, store: &Store, out: &mut impl Write) -> anyhow::Result<()> {
     match store.module_delete(id).await {
         Ok(()) => Ok(writeln!(out, "deleted {id}")?),
@@ -137,7 +164,9 @@ async fn list(store: &Store, out: &mut impl Write) -> anyhow::Result<()> {
                 email,
                 module.version.to_string(),
                 module.size_bytes.to_string(),
-                if module.is_public {
+                if module.stopped_at.is_some() {
+                    "stopped"
+                } else if module.is_public {
                     "public"
                 } else {
                     "private"
@@ -171,6 +200,7 @@ async fn list_json(store: &Store, out: &mut impl Write) -> anyhow::Result<()> {
                 "sha256_hash": module.hash.to_string(),
                 "size_bytes": module.size_bytes,
                 "public": module.is_public,
+                "stopped_at": module.stopped_at,
                 "uploaded_at": module.uploaded_at,
                 "last_executed_at": module.last_executed_at,
                 "execution_count": module.execution_count,

@@ -2,6 +2,7 @@
 
 use serde::Serialize as _;
 use serde_yaml::Value;
+use sha2::{Digest, Sha256};
 
 use super::tree::Kind;
 use super::{Loaded, file};
@@ -45,6 +46,16 @@ pub const RELOADABLE: &[&str] = &[
 ];
 
 impl Loaded {
+    /// What the audit tells of this configuration: what the tiers give, and a digest of the whole that
+    /// changes with any key. Secrets are hidden in both.
+    pub fn facts(&self) -> serde_json::Value {
+        let text = serde_yaml::to_string(&plain(&self.effective)).unwrap_or_default();
+        let digest: [u8; 32] = Sha256::digest(text).into();
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let tiers = serde_json::to_value(&self.effective.tiers).unwrap_or_default();
+        serde_json::json!({ "sha256": digest, "tiers": tiers })
+    }
+
     /// The keys that differ in `new` and can't be taken over while the gateway runs, as
     /// `server.https[0].address`.
     pub fn needs_restart(&self, new: &Loaded) -> Vec<String> {

@@ -85,6 +85,7 @@ impl Gateway {
         let result = match self.shared.auth.authenticate_cached(headers, Utc::now()) {
             Some(result) => result,
             None => {
+                self.check_guesses(ctx)?;
                 let auth = self.shared.auth.clone();
                 let headers = credentials(headers);
                 let asked = self
@@ -102,6 +103,10 @@ impl Gateway {
             Err(AuthError::TokenExpired) => "expired",
             Err(AuthError::Unavailable) => "unavailable",
         });
+        if matches!(result, Err(AuthError::Invalid | AuthError::Malformed)) {
+            self.check_guesses(ctx)?;
+            self.note_guess(ctx);
+        }
         ctx.principal = result.map_err(|error| match error {
             AuthError::Malformed => Failure::unauthorized(
                 "the credential is malformed: send one `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",
@@ -120,6 +125,32 @@ impl Gateway {
             ),
         })?;
         Ok(())
+    }
+
+    /// Whether the client's address may go on trying keys. One that showed too many bad ones gets no key
+    /// looked up in the database; keys that are in memory work from there as ever, because the address
+    /// may be that of many.
+    fn check_guesses(&self, ctx: &Ctx) -> Result<(), Failure> {
+        let Some((subject, rate)) = guesses(ctx) else {
+            return Ok(());
+        };
+        let decision = self.shared.limiter.peek(&subject, rate, Instant::now());
+        if decision.allowed {
+            return Ok(());
+        }
+        let retry_after = decision
+            .window
+            .map_or(Duration::from_secs(1), |w| w.retry_after);
+        Err(Failure::rate_limited(
+            "too many invalid keys came from this address; wait for the time in Retry-After",
+            retry_after,
+        ))
+    }
+
+    fn note_guess(&self, ctx: &Ctx) {
+        if let Some((subject, rate)) = guesses(ctx) {
+            self.shared.limiter.take(&subject, rate, Instant::now());
+        }
     }
 
     pub(super) fn take_tier_token(&self, ctx: &mut Ctx) -> Result<(), Stop> {
@@ -231,6 +262,15 @@ fn require_scope(key: &KeyPrincipal, scope: Scope) -> Result<(), Failure> {
     } else {
         Err(Failure::insufficient_scope(scope.as_str()))
     }
+}
+
+/// Whose bucket invalid keys draw from.
+fn guesses(ctx: &Ctx) -> Option<(Subject, Rate)> {
+    let rate = Rate {
+        per_minute: Some(ctx.plan.settings.auth_failures_per_minute),
+        per_day: None,
+    };
+    Some((Subject::AuthFailure(ctx.client?), rate))
 }
 
 /// A client whose address may not come in. `by` is the list that says so.

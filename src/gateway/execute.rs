@@ -20,7 +20,7 @@ use super::{Ctx, Gateway, request};
 use crate::auth::Principal;
 use crate::failure::Failure;
 use crate::limits;
-use crate::route::{Execute, HeaderEdits, Limits};
+use crate::route::{Execute, HeaderEdits, Limits, ModuleSource};
 use crate::sandbox::abi::wagi::{Head, HeadError, HeadParser};
 use crate::sandbox::abi::{self, Abi, ArgsAndEnv, AuthType};
 use crate::sandbox::{
@@ -85,16 +85,44 @@ impl Gateway {
             limits: guest_limits,
             share,
         };
+        let principal = ctx.principal.clone();
         match execute.abi {
             Abi::Command => {
                 let run = self.shared.sandbox.run(module, call(Stdout::Collect));
+                let run = self.while_allowed(&principal, &execute.module, run);
                 self.command(session, ctx, execute, run, feed).await
             }
             Abi::Wagi => {
                 let (writer, reader) = pipe(PIPE_BYTES);
                 let run = self.shared.sandbox.run(module, call(Stdout::Pipe(writer)));
+                let run = self.while_allowed(&principal, &execute.module, run);
                 self.wagi(session, ctx, run, reader, feed).await
             }
+        }
+    }
+
+    /// A guest, until it ends or whom it runs for, or its module, is stopped.
+    async fn while_allowed(
+        &self,
+        principal: &Principal,
+        source: &ModuleSource,
+        run: impl Future<Output = Result<Outcome, RunError>>,
+    ) -> Result<Outcome, RunError> {
+        let run = async {
+            match source {
+                ModuleSource::Stored(id) => {
+                    let run = self.shared.registry.while_running(*id, run);
+                    run.await.unwrap_or(Err(RunError::Stopped))
+                }
+                ModuleSource::File(_) => run.await,
+            }
+        };
+        match principal {
+            Principal::Key(key) => {
+                let run = self.shared.auth.while_allowed(key, run);
+                run.await.unwrap_or(Err(RunError::Stopped))
+            }
+            Principal::Anonymous => run.await,
         }
     }
 
@@ -504,6 +532,7 @@ fn not_run(error: RunError) -> Stop {
         RunError::ShuttingDown => {
             Failure::unavailable("shutting_down", "the gateway is shutting down; try again").into()
         }
+        RunError::Stopped => Failure::stopped().into(),
     }
 }
 

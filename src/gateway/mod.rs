@@ -41,7 +41,8 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use crate::auth::Authenticator;
 use crate::failure::Failure;
 use crate::limits::Limiter;
-use crate::route::{self, Found, Redirect, Respond, Target};
+use crate::modules::Registry;
+use crate::route::{self, Found, ModuleSource, Redirect, Respond, Target};
 use crate::sandbox::Sandbox;
 use crate::telemetry::health::{Health, Probe};
 use crate::upstream::Protocol;
@@ -65,6 +66,7 @@ pub struct Shared {
     pub auth: Authenticator,
     pub limiter: Limiter,
     pub sandbox: Sandbox,
+    pub registry: Registry,
     pub health: Health,
     /// The runtime that the control plane and the database live on.
     pub control: tokio::runtime::Handle,
@@ -216,6 +218,11 @@ impl Gateway {
         self.admit(session, ctx, route, planned.key).await?;
         match (&route.target, &planned.service) {
             (Target::Execute(execute), Service::Guest { module, files }) => {
+                if let ModuleSource::Stored(id) = &execute.module
+                    && self.shared.registry.is_stopped(*id)
+                {
+                    return Err(Failure::module_stopped().into());
+                }
                 let program = Program {
                     execute,
                     module: Arc::clone(module),

@@ -39,6 +39,8 @@ pub struct Settings {
     pub compression: Compression,
     pub timeouts: Timeouts,
     pub bounds: Bounds,
+    /// Invalid keys that a client address may show.
+    pub auth_failures_per_minute: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +110,7 @@ impl Settings {
                 keepalive: second,
             },
             bounds: Bounds::for_tests(),
+            auth_failures_per_minute: 60,
         }
     }
 }

@@ -2,11 +2,15 @@
 
 mod file;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use uuid::Uuid;
 
+use crate::lives::{Ended, Lives};
 use crate::route::ModuleSource;
 use crate::sandbox::{self, ModuleError, Preparation, Prepared, Sandbox, ShareKey};
 use crate::store::Store;
@@ -19,6 +23,10 @@ pub struct Registry {
     sandbox: Sandbox,
     /// Largest file read as a module, in bytes.
     wasm_bytes_max: u64,
+    /// Modules that nobody may run.
+    stopped: Arc<ArcSwap<HashSet<Uuid>>>,
+    /// What runs, by its module.
+    lives: Arc<Lives<Uuid>>,
 }
 
 /// Why there is no prepared guest.
@@ -44,6 +52,8 @@ impl Registry {
             store,
             sandbox,
             wasm_bytes_max,
+            stopped: Arc::default(),
+            lives: Arc::default(),
         }
     }
 
@@ -88,6 +98,39 @@ impl Registry {
                 Ok(self.sandbox.prepare(wasm, Preparation::Optimised).await?)
             }
         }
+    }
+
+    /// Reads again which modules nobody may run, and ends what runs of them.
+    pub async fn changed(&self) -> Result<(), RegistryError> {
+        let stopped: HashSet<Uuid> = self.store.modules_stopped().await?.into_iter().collect();
+        let stopped = Arc::new(stopped);
+        self.stopped.store(Arc::clone(&stopped));
+        for module_id in self.lives.names() {
+            if stopped.contains(&module_id) {
+                self.lives.end(module_id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nobody may run this module, as far as is known in memory.
+    pub fn is_stopped(&self, module_id: Uuid) -> bool {
+        self.stopped.load().contains(&module_id)
+    }
+
+    /// Runs something of a stored module, and ends it when the module is stopped.
+    pub async fn while_running<T>(
+        &self,
+        module_id: Uuid,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Ended> {
+        // It may have been stopped after somebody looked and before this was noted.
+        let noted = || {
+            if self.is_stopped(module_id) {
+                self.lives.end(module_id);
+            }
+        };
+        self.lives.run(module_id, noted, work).await
     }
 
     async fn blob(&self, module: &Module) -> Result<Bytes, RegistryError> {

@@ -138,6 +138,9 @@ pub enum RunError {
     /// The sandbox is shutting down.
     #[error("the sandbox is shutting down")]
     ShuttingDown,
+    /// Whom it ran for may not run it any more.
+    #[error("stopped while it ran")]
+    Stopped,
 }
 
 /// The engine, its compilers, its cache of prepared modules and its guest threads. Cheap to clone.
@@ -240,7 +243,9 @@ impl Sandbox {
                 usage.queued,
                 usage.memory_peak_bytes,
             ),
-            Err(RunError::Busy | RunError::ShuttingDown) => metrics().guests.rejected(at),
+            Err(RunError::Busy | RunError::ShuttingDown | RunError::Stopped) => {
+                metrics().guests.rejected(at);
+            }
         }
         result
     }

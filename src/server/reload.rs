@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 
-use super::{Configured, make_development_certificates, parts};
+use super::{Configured, make_development_certificates, note_configuration, parts};
 use crate::api;
 use crate::auth::{NoTokenKey, TokenKeyring};
 use crate::config::{self, Config, Problems};
@@ -154,6 +154,7 @@ impl Reloader {
         for warning in &loaded.warnings {
             tracing::warn!(%warning, "the configuration can be used, but");
         }
+        note_configuration(&self.control_plane.store, &loaded).await;
         self.running.loaded = loaded;
         Ok(())
     }

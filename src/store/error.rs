@@ -16,6 +16,9 @@ pub enum StoreError {
     NotFound(&'static str),
     #[error("{0} exists already")]
     Conflict(&'static str),
+    /// It would leave no admin who is not disabled; nothing was written.
+    #[error("this is the last admin")]
+    LastAdmin,
     /// A value that no row may hold; nothing was written. The text is safe to show to a client.
     #[error("{0}")]
     Invalid(&'static str),

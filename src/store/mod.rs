@@ -4,6 +4,8 @@
 //! place says why. Times are kept to the microsecond and come back as they went in. Every call is
 //! bounded in time and ends with [`StoreError::Unavailable`] when the bound passes.
 
+pub mod audit;
+pub mod changes;
 mod error;
 pub mod figures;
 pub mod import;
@@ -11,6 +13,7 @@ pub mod keys;
 mod migrate;
 pub mod modules;
 mod pool;
+pub mod rotations;
 mod settings;
 mod sqlite;
 pub mod tokens;
@@ -45,6 +48,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// Who makes changes through it.
+    actor: Arc<audit::Actor>,
 }
 
 struct Inner {
@@ -66,6 +71,7 @@ impl Store {
         let call_timeout = settings.acquire_timeout.saturating_add(CALL_TIMEOUT);
         Ok(Store {
             inner: Arc::new(Inner { pool, call_timeout }),
+            actor: Arc::default(),
         })
     }
 

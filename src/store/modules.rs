@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use serde_json::json;
 use uuid::Uuid;
 
+use super::audit::{Change, note};
 use super::pool::{in_transaction, on_connection};
 use super::values::{Stamp, check_text, signed};
 use super::{Store, StoreError};
@@ -32,6 +34,8 @@ pub struct Module {
     pub uploaded_at: DateTime<Utc>,
     pub last_executed_at: Option<DateTime<Utc>>,
     pub execution_count: u64,
+    /// Since when nobody may run it; `None` is the usual case.
+    pub stopped_at: Option<DateTime<Utc>>,
 }
 
 pub struct NewModule<'a> {
@@ -66,6 +70,7 @@ struct ModuleRow {
     uploaded_at: Stamp,
     last_executed_at: Option<Stamp>,
     execution_count: i64,
+    stopped_at: Option<Stamp>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -80,7 +85,8 @@ macro_rules! select {
     ($more_columns:literal, $rest:literal) => {
         concat!(
             "SELECT m.id, m.owner_id, m.name, m.version, m.description, m.hash, m.size_bytes, \
-             m.is_public, m.uploaded_at, m.last_executed_at, m.execution_count",
+             m.is_public, m.uploaded_at, m.last_executed_at, m.execution_count, \
+             m.stopped_at",
             $more_columns,
             " FROM modules m ",
             $rest
@@ -149,6 +155,20 @@ impl Store {
             .execute(&mut *tx)
             .await
             .map_err(|error| StoreError::of_write(error, "module", "user"))?;
+            let change = Change {
+                action: "module.create",
+                subject_id: Some(row.id),
+                before: None,
+                after: Some(json!({
+                    "owner_id": row.owner_id,
+                    "name": row.name,
+                    "version": row.version,
+                    "sha256_hash": row.hash.to_string(),
+                    "size_bytes": row.size_bytes,
+                    "is_public": row.is_public,
+                })),
+            };
+            note!(self, tx, change)?;
             Ok(row)
         })?;
         Ok(Module::from(row))
@@ -272,7 +292,67 @@ impl Store {
             .bind(hash)
             .execute(&mut *tx)
             .await?;
-            Ok(())
+            let change = Change {
+                action: "module.delete",
+                subject_id: Some(id),
+                before: Some(json!({
+                    "owner_id": owner_id,
+                    "name": name,
+                    "sha256_hash": hash.to_string(),
+                })),
+                after: None,
+            };
+            note!(self, tx, change)
+        })
+    }
+
+    /// Stops a module, so that nobody may run it, or lets it be run again. Done already is done.
+    /// NotFound when there is no such row.
+    pub async fn module_stop(
+        &self,
+        id: Uuid,
+        stop: bool,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let stopped_at = stop.then(|| Stamp::from(now));
+        let lock = self.pool().text(
+            "SELECT stopped_at FROM modules WHERE id = $1",
+            "SELECT stopped_at FROM modules WHERE id = $1 FOR UPDATE",
+        );
+        in_transaction!(self, |tx| {
+            let before: Option<Option<Stamp>> = sqlx::query_scalar(lock)
+                .bind(id)
+                .fetch_optional(&mut *tx)
+                .await?;
+            let before = before.ok_or(StoreError::NotFound("module"))?;
+            if before.is_some() == stop {
+                return Ok(());
+            }
+            sqlx::query("UPDATE modules SET stopped_at = $2 WHERE id = $1")
+                .bind(id)
+                .bind(stopped_at)
+                .execute(&mut *tx)
+                .await?;
+            let facts =
+                |at: Option<Stamp>| Some(json!({ "stopped_at": at.map(DateTime::<Utc>::from) }));
+            let change = Change {
+                action: if stop { "module.stop" } else { "module.resume" },
+                subject_id: Some(id),
+                before: facts(before),
+                after: facts(stopped_at),
+            };
+            note!(self, tx, change)
+        })
+    }
+
+    /// The modules that nobody may run.
+    pub async fn modules_stopped(&self) -> Result<Vec<Uuid>, StoreError> {
+        on_connection!(self, |conn| {
+            Ok(
+                sqlx::query_scalar("SELECT id FROM modules WHERE stopped_at IS NOT NULL")
+                    .fetch_all(&mut *conn)
+                    .await?,
+            )
         })
     }
 
@@ -302,6 +382,7 @@ impl ModuleRow {
             uploaded_at: Stamp::now(),
             last_executed_at: None,
             execution_count: 0,
+            stopped_at: None,
         }
     }
 }
@@ -321,6 +402,7 @@ impl From<ModuleRow> for Module {
             uploaded_at: row.uploaded_at.into(),
             last_executed_at: row.last_executed_at.map(DateTime::from),
             execution_count: row.execution_count.unsigned_abs(),
+            stopped_at: row.stopped_at.map(DateTime::from),
         }
     }
 }

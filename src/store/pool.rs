@@ -162,6 +162,11 @@ impl PostgresPool {
         Ok(())
     }
 
+    /// How to connect to the server.
+    pub(super) fn options(&self) -> PgConnectOptions {
+        self.options.clone()
+    }
+
     pub(super) async fn connection(&self) -> Result<PoolConnection<Postgres>, StoreError> {
         Ok(self.pool.acquire().await?)
     }

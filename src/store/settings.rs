@@ -53,7 +53,10 @@ impl Settings {
         match error {
             StoreError::Unavailable(text) => StoreError::Unavailable(hide(text)),
             StoreError::Internal(text) => StoreError::Internal(hide(text)),
-            StoreError::NotFound(_) | StoreError::Conflict(_) | StoreError::Invalid(_) => error,
+            StoreError::NotFound(_)
+            | StoreError::Conflict(_)
+            | StoreError::LastAdmin
+            | StoreError::Invalid(_) => error,
         }
     }
 

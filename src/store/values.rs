@@ -8,6 +8,7 @@ use sqlx::error::BoxDynError;
 use sqlx::{Postgres, Sqlite, Type};
 
 use super::StoreError;
+use super::audit::ActorKind;
 use super::usage::Status;
 use crate::account::{Role, Scopes, Tier};
 use crate::sandbox::ModuleHash;
@@ -126,6 +127,7 @@ macro_rules! closed_set {
 }
 
 closed_set!(Role { User = "user", Support = "support", Admin = "admin" });
+closed_set!(ActorKind { User = "user", Operator = "operator", System = "system" });
 closed_set!(Tier { Free = "free", Basic = "basic", Pro = "pro", Enterprise = "enterprise" });
 
 closed_set!(Status {

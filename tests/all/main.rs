@@ -5,6 +5,7 @@
     reason = "a test that can not go on says so by panicking"
 )]
 
+mod accounts;
 mod addresses;
 mod answers;
 mod api;
@@ -34,6 +35,7 @@ mod routes;
 mod sandbox;
 mod shutdown;
 mod start;
+mod stops;
 mod store;
 mod strict;
 mod supply;

@@ -1,6 +1,7 @@
 //! The database: one contract, held against SQLite and PostgreSQL alike.
 
 mod accounts;
+mod audit;
 mod failures;
 mod migrations;
 mod modules;
@@ -89,20 +90,22 @@ impl Database {
 
     /// Runs a statement behind the store's back.
     async fn sql(&self, statement: &str) {
+        self.try_sql(statement).await.unwrap();
+    }
+
+    /// Runs a statement that the database may refuse, which then says why.
+    async fn try_sql(&self, statement: &str) -> Result<(), String> {
         let statement = AssertSqlSafe(statement.to_owned());
-        if self.is_sqlite() {
+        let done = if self.is_sqlite() {
             let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
-            sqlx::raw_sql(statement)
-                .execute(&mut connection)
-                .await
-                .unwrap();
+            let done = sqlx::raw_sql(statement).execute(&mut connection).await;
+            done.map(|_| ())
         } else {
             let mut connection = PgConnection::connect(&self.url).await.unwrap();
-            sqlx::raw_sql(statement)
-                .execute(&mut connection)
-                .await
-                .unwrap();
-        }
+            let done = sqlx::raw_sql(statement).execute(&mut connection).await;
+            done.map(|_| ())
+        };
+        done.map_err(|error| error.to_string())
     }
 
     /// The single value of a query that counts.

@@ -140,10 +140,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "usage",
         ],
     ),
-    ("modules", &["route", "sandbox", "store", "telemetry"]),
     ("usage", &["failure", "sandbox", "store", "telemetry"]),
+    (
+        "modules",
+        &["lives", "route", "sandbox", "store", "telemetry"],
+    ),
     ("route", &["auth", "limits", "sandbox", "upstream"]),
-    ("auth", &["account", "limits", "store", "telemetry"]),
+    (
+        "auth",
+        &["account", "limits", "lives", "store", "telemetry"],
+    ),
     ("limits", &["account", "sandbox", "telemetry"]),
     ("upstream", &["telemetry"]),
     ("tls", &["telemetry"]),
@@ -151,6 +157,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sandbox", &["telemetry"]),
     ("telemetry", &[]),
     ("account", &[]),
+    ("lives", &[]),
     ("failure", &[]),
     ("lib", &[]),
 ];

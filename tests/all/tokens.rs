@@ -432,7 +432,13 @@ async fn odd_requests_for_tokens_get_clear_answers() {
             "invalid_refresh_token",
         ),
         ("refresh", json_type, deep.as_str(), 400, "malformed_json"),
-        ("refresh", json_type, long.as_str(), 413, "payload_too_large"),
+        (
+            "refresh",
+            json_type,
+            long.as_str(),
+            413,
+            "payload_too_large",
+        ),
         (
             "refresh",
             "text/plain",

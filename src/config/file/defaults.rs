@@ -163,6 +163,8 @@ impl Default for Auth {
             negative_ttl: Period::secs(10),
             outage_grace: Period::secs(600),
             key_cache_max: 100_000,
+            failures_per_minute: 60,
+            sign_up: false,
             tokens: Tokens::default(),
         }
     }

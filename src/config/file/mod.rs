@@ -285,6 +285,10 @@ pub struct Auth {
     pub outage_grace: Period,
     /// Keys kept in memory.
     pub key_cache_max: u32,
+    /// Keys that turn out not to be valid, per minute and client address.
+    pub failures_per_minute: u32,
+    /// Whether anybody may make an account, on the Free tier.
+    pub sign_up: bool,
     /// Access and refresh tokens.
     pub tokens: Tokens,
 }

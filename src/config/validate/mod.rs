@@ -53,6 +53,7 @@ pub fn config(file: &File, cx: &mut Context) -> Option<Config> {
         input_bytes_max: file.sandbox.input_size_max.0,
         guest,
         tiers: tiers.clone(),
+        sign_up: file.auth.sign_up,
     };
     Some(Config {
         environment: file.environment,
@@ -110,6 +111,7 @@ fn gateway(
         compression: compression?,
         timeouts,
         bounds,
+        auth_failures_per_minute: file.auth.failures_per_minute,
     })
 }
 
@@ -135,6 +137,12 @@ fn auth(file: &File, cx: &mut Context) -> Option<Auth> {
         Period::secs(7 * 86_400),
     );
     cx.count(&at.key("key_cache_max"), auth.key_cache_max, 1, 10_000_000);
+    cx.count(
+        &at.key("failures_per_minute"),
+        auth.failures_per_minute,
+        1,
+        1_000_000,
+    );
     let tokens = tokens::tokens(file, cx);
     Some(Auth {
         salt: salt(file, cx)?,

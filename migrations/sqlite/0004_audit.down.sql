@@ -1,0 +1,2 @@
+DROP INDEX modules_stopped;
+DROP TABLE audit;
