@@ -21,12 +21,13 @@ esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # What each is for: a C toolchain and cmake to build dependencies; clang, lld, wasi-libc and
-# compiler-rt to build guests; postgresql for the store's tests; curl and openssl as real clients;
-# jq and shellcheck for the scripts; python3-venv for the checking programs of scripts/tools.sh; bubblewrap to start
-# the program in the image's own tree of files; prometheus and prometheus-alertmanager for promtool and amtool; age, rclone
-# and sqlite3 for backups; wrk for the load test; and procps for what looks at processes.
+# compiler-rt to build guests; postgresql for the store's tests and redis-server for those of shared
+# limits; curl and openssl as real clients; jq and shellcheck for the scripts; python3-venv for the
+# checking programs of scripts/tools.sh; bubblewrap to start the program in the image's own tree of files; prometheus
+# and prometheus-alertmanager for promtool and amtool; age, rclone and sqlite3 for backups; wrk for the load test; and
+# procps for what looks at processes.
 packages=(build-essential cmake pkg-config ca-certificates curl openssl
-  clang lld wasi-libc libclang-rt-14-dev-wasm32 postgresql shellcheck jq python3-venv bubblewrap
+  clang lld wasi-libc libclang-rt-14-dev-wasm32 postgresql redis-server shellcheck jq python3-venv bubblewrap
   prometheus prometheus-alertmanager age rclone sqlite3 wrk procps)
 
 missing=()

@@ -43,6 +43,8 @@ pub mod code {
     pub const TOO_MANY_KEYS: &str = "too_many_keys";
     pub const RATE_LIMITED: &str = "rate_limited";
     pub const TOO_MANY_AT_ONCE: &str = "too_many_at_once";
+    pub const CPU_QUOTA_EXCEEDED: &str = "cpu_quota_exceeded";
+    pub const TOO_MANY_GUESTS: &str = "too_many_guests";
 
     // The module is refused.
     pub const INVALID_MODULE: &str = "invalid_module";
@@ -67,6 +69,7 @@ pub mod code {
     pub const USAGE_UNAVAILABLE: &str = "usage_unavailable";
     pub const DATABASE_UNAVAILABLE: &str = "database_unavailable";
     pub const AUTHENTICATION_UNAVAILABLE: &str = "authentication_unavailable";
+    pub const LIMITS_UNAVAILABLE: &str = "limits_unavailable";
     pub const UPSTREAM_BUSY: &str = "upstream_busy";
     pub const UPSTREAM_UNAVAILABLE: &str = "upstream_unavailable";
     pub const UPSTREAM_TIMEOUT: &str = "upstream_timeout";
@@ -105,6 +108,8 @@ pub mod code {
         TOO_MANY_KEYS,
         RATE_LIMITED,
         TOO_MANY_AT_ONCE,
+        CPU_QUOTA_EXCEEDED,
+        TOO_MANY_GUESTS,
         INVALID_MODULE,
         MODULE_OVER_LIMIT,
         COMPILE_LIMIT_EXCEEDED,
@@ -122,6 +127,7 @@ pub mod code {
         USAGE_UNAVAILABLE,
         DATABASE_UNAVAILABLE,
         AUTHENTICATION_UNAVAILABLE,
+        LIMITS_UNAVAILABLE,
         UPSTREAM_BUSY,
         UPSTREAM_UNAVAILABLE,
         UPSTREAM_TIMEOUT,
@@ -234,6 +240,34 @@ impl Failure {
     pub fn rate_limited(message: impl Into<Cow<'static, str>>, retry_after: Duration) -> Failure {
         Failure::new(StatusCode::TOO_MANY_REQUESTS, code::RATE_LIMITED, message)
             .retry_after(retry_after)
+    }
+
+    /// The limits can't be checked, and the request must not go on without.
+    pub fn limits_unavailable() -> Failure {
+        Failure::unavailable(
+            code::LIMITS_UNAVAILABLE,
+            "the limits can't be checked right now; try again shortly",
+        )
+    }
+
+    /// The caller's guests have used up their CPU time; `retry_after` is until there is some again.
+    pub fn cpu_quota_exceeded(retry_after: Duration) -> Failure {
+        Failure::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            code::CPU_QUOTA_EXCEEDED,
+            "the CPU time of your tier is used up; wait for the time in Retry-After",
+        )
+        .retry_after(retry_after)
+    }
+
+    /// So many guests of the caller run already.
+    pub fn too_many_guests(guests_max: u32) -> Failure {
+        Failure::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            code::TOO_MANY_GUESTS,
+            format!("{guests_max} of your guests run already, as many as your tier allows; wait for one to end"),
+        )
+        .retry_after(Duration::from_secs(1))
     }
 
     pub fn conflict(code: &'static str, message: impl Into<Cow<'static, str>>) -> Failure {

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -130,7 +130,9 @@ impl Server {
             config.sandbox.wasm_bytes_max,
         );
         let usage = records::open(&config.usage)?;
-        let limiter = Limiter::new(&config.limits);
+        let health = Health::new();
+        let limiter = Limiter::start(&config.limits, &health).await;
+        let limiter = limiter.map_err(|error| anyhow!("limits.redis: {error}"))?;
         let control_plane = api::State {
             settings: Arc::new(config.api.clone()),
             store: store.clone(),
@@ -149,7 +151,6 @@ impl Server {
         let plan = Plan::prepare(parts(&config, &control_plane), &registry, None)
             .await
             .context("preparing the routes")?;
-        let health = Health::new();
         health.set("sandbox", Ok(()));
         health.config_loaded();
         check_database(&store, &health).await;
@@ -243,6 +244,7 @@ impl Server {
         tending.abort();
         follower.abort();
         rechecks.abort();
+        self.shared.limiter.close().await;
         write_out(&self.auth).await;
         records.finish().await;
         self.store.close().await;

@@ -1,6 +1,7 @@
 //! `POST /api/wasm/execute`: runs a module that comes with the request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -14,12 +15,12 @@ use super::caller::Authenticated;
 use super::form::{self, Field, FieldLimit};
 use super::problem::Problem;
 use super::query::Query;
-use super::receipt;
 use super::recording::{Ran, Recording};
 use super::{Api, Settings};
 use crate::auth::KeyPrincipal;
 use crate::failure::Failure;
-use crate::sandbox::{Call, Outcome, Preparation, Prepared, RunError, ShareKey, Stdout};
+use crate::limits::Seat;
+use crate::sandbox::{Call, ModuleHash, Preparation, Prepared, RunError, ShareKey, Stdout};
 
 pub(super) const WASM_NAMES: &[&str] = &["wasm", "wasm_file"];
 pub(super) const INPUT_NAMES: &[&str] = &["input", "input_data"];
@@ -32,9 +33,8 @@ pub(super) async fn execute(
     let mut recording = Recording::begin(&api, &caller)?;
     let (parts, body) = request.into_parts();
     let ran = run_new(&api, &caller, &parts, body, &mut recording).await;
-    let (outcome, hash) = recording.end(ran)?;
-    let form = accept::form(&parts.headers);
-    receipt::respond(outcome, hash, caller.request_id, form)
+    let ran = recording.end(ran)?;
+    ran.respond(caller.request_id, accept::form(&parts.headers))
 }
 
 /// Runs what the request brings.
@@ -52,7 +52,7 @@ async fn run_new(
     let prepared = sandbox.prepare_for(share, wasm, Preparation::Fast).await?;
     let hash = prepared.hash();
     recording.module = Some(hash);
-    Ok((api.run(prepared, input, &caller.principal).await?, hash))
+    api.run(prepared, hash, input, &caller.principal).await
 }
 
 /// Whom compiles and guests count for.
@@ -121,24 +121,50 @@ impl Api {
     /// Runs a guest on `input` under the caller's limits.
     pub(super) async fn run(
         &self,
-        module: Arc<Prepared>,
+        prepared: Arc<Prepared>,
+        module: ModuleHash,
         input: Bytes,
         principal: &KeyPrincipal,
-    ) -> Result<Outcome, Problem> {
+    ) -> Result<Ran, Problem> {
         let settings = &self.state.settings;
+        let limits = settings
+            .tiers
+            .guest_limits(Some(principal.tier), settings.guest);
+        let seat = self.seat(principal, limits.deadline).await?;
         let call = Call {
             args: vec!["main.wasm".to_owned()],
             env: Vec::new(),
             stdin: input.into(),
             files: None,
             stdout: Stdout::Collect,
-            limits: settings
-                .tiers
-                .guest_limits(Some(principal.tier), settings.guest),
+            limits,
             share: share(principal),
         };
-        let run = self.state.sandbox.run(module, call);
+        let run = self.state.sandbox.run(prepared, call);
         let run = self.state.auth.while_allowed(principal, run);
-        Ok(run.await.unwrap_or(Err(RunError::Stopped))?)
+        match run.await.unwrap_or(Err(RunError::Stopped)) {
+            Ok(outcome) => {
+                let cpu_left = seat.ended(outcome.usage.cpu);
+                Ok(Ran {
+                    outcome,
+                    module,
+                    cpu_left,
+                })
+            }
+            Err(error) => {
+                seat.unused();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A place for the guest among those of its user.
+    async fn seat(&self, principal: &KeyPrincipal, deadline: Duration) -> Result<Seat, Problem> {
+        let settings = &self.state.settings;
+        let compute = settings.tiers.get(principal.tier).compute;
+        let (user, tier) = (principal.user_id, principal.tier);
+        let limiter = &self.state.limiter;
+        let seat = limiter.seat(user, tier, compute, deadline, settings.on_redis_loss);
+        Ok(seat.await?)
     }
 }

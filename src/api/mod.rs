@@ -40,7 +40,7 @@ use tokio::sync::Mutex;
 
 use crate::auth::{Authenticator, Principal};
 use crate::failure::Failure;
-use crate::limits::{Limiter, Tiers};
+use crate::limits::{Limiter, OnLoss, Tiers};
 use crate::modules::Registry;
 use crate::sandbox::{GuestLimits, Sandbox};
 use crate::store::Store;
@@ -62,6 +62,8 @@ pub struct Settings {
     pub tiers: Tiers,
     /// Whether strangers may make themselves an account, on the Free tier.
     pub sign_up: bool,
+    /// What happens to a guest while the limits that gateways share can't be checked.
+    pub on_redis_loss: OnLoss,
 }
 
 /// What the handlers work with. Cheap to clone.
@@ -73,7 +75,7 @@ pub struct State {
     pub registry: Registry,
     pub sandbox: Sandbox,
     pub usage: Recorder,
-    /// Holds the buckets of endpoints that need no key.
+    /// Holds the seats of guests, and the buckets of endpoints that need no key.
     pub limiter: Limiter,
     /// Held while a key is counted and made, so that concurrent requests can't pass the bound, those to
     /// the router of another configuration included.

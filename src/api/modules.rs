@@ -18,7 +18,6 @@ use super::execute::{INPUT_NAMES, WASM_NAMES, share};
 use super::form::{self, Field, FieldLimit};
 use super::problem::Problem;
 use super::query::Query;
-use super::receipt;
 use super::recording::{Ran, Recording};
 use super::values;
 use crate::auth::KeyPrincipal;
@@ -177,8 +176,7 @@ pub(super) async fn execute(
     recording.module_id = Some(module.id);
     let form = accept::form(request.headers());
     let ran = run_stored(&api, &caller, &module, request, &mut recording).await;
-    let (outcome, hash) = recording.end(ran)?;
-    receipt::respond(outcome, hash, caller.request_id, form)
+    recording.end(ran)?.respond(caller.request_id, form)
 }
 
 /// Runs a stored module on what the request brings.
@@ -193,10 +191,9 @@ async fn run_stored(
     recording.bytes_in = input.len() as u64;
     let share = share(&caller.principal);
     let prepared = api.state.registry.prepare(module, share).await?;
-    let run = api.run(prepared, input, &caller.principal);
+    let run = api.run(prepared, module.hash, input, &caller.principal);
     let run = api.state.registry.while_running(module.id, run).await;
-    let outcome = run.map_err(|_| Failure::stopped())??;
-    Ok((outcome, module.hash))
+    run.map_err(|_| Failure::stopped())?
 }
 
 /// The module, if the caller may see it. One that is another's and not public is as good as none.

@@ -1,9 +1,12 @@
 //! Why a handler has no answer: what the client reads, and what the log says.
 
+use std::time::Duration;
+
 use axum::response::{IntoResponse, Response};
 
 use crate::auth::NoRandomness;
 use crate::failure::{Failure, code};
+use crate::limits::NoSeat;
 use crate::modules::RegistryError;
 use crate::sandbox::{ModuleError, RunError};
 use crate::store::StoreError;
@@ -53,6 +56,19 @@ impl From<Failure> for Problem {
         Problem {
             failure,
             cause: None,
+        }
+    }
+}
+
+impl From<NoSeat> for Problem {
+    fn from(reason: NoSeat) -> Problem {
+        match reason {
+            NoSeat::CpuUsedUp(left) => {
+                let retry_after = left.window.map_or(Duration::ZERO, |w| w.retry_after);
+                Failure::cpu_quota_exceeded(retry_after).into()
+            }
+            NoSeat::TooManyGuests(guests_max) => Failure::too_many_guests(guests_max).into(),
+            NoSeat::Unavailable => Failure::limits_unavailable().into(),
         }
     }
 }

@@ -3,17 +3,35 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::response::Response;
 use uuid::Uuid;
 
 use super::Api;
+use super::accept::Form;
 use super::caller::Authenticated;
 use super::problem::Problem;
+use super::receipt;
 use crate::auth::KeyPrincipal;
+use crate::limits::{Decision, cpu_headers};
 use crate::sandbox::{ModuleHash, Outcome};
 use crate::usage::{self, Caller, Entry, Recorder, Status, Used};
 
-/// How a guest ended, and which module it was of.
-pub(super) type Ran = (Outcome, ModuleHash);
+/// How a guest ended, which module it was of, and what is left of its user's CPU time.
+pub(super) struct Ran {
+    pub(super) outcome: Outcome,
+    pub(super) module: ModuleHash,
+    pub(super) cpu_left: Option<Decision>,
+}
+
+impl Ran {
+    pub(super) fn respond(self, request_id: String, form: Form) -> Result<Response, Problem> {
+        let mut response = receipt::respond(self.outcome, self.module, request_id, form)?;
+        if let Some(left) = &self.cpu_left {
+            response.headers_mut().extend(cpu_headers(left));
+        }
+        Ok(response)
+    }
+}
 
 /// An execution that is not recorded yet. Dropping it records that its client left.
 pub(super) struct Recording {
@@ -48,10 +66,10 @@ impl Recording {
     /// Records how it went: the guest's end, or why there was none. What comes back is to be answered.
     pub(super) fn end(mut self, ran: Result<Ran, Problem>) -> Result<Ran, Problem> {
         let (status, used) = match &ran {
-            Ok((outcome, module)) => {
-                self.module = Some(*module);
-                let used = Used::of(outcome, self.bytes_in);
-                (Status::from(&outcome.end), used)
+            Ok(ran) => {
+                self.module = Some(ran.module);
+                let used = Used::of(&ran.outcome, self.bytes_in);
+                (Status::from(&ran.outcome.end), used)
             }
             Err(problem) => (usage::status_of(&problem.failure), self.time()),
         };

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::auth::{KeyPrincipal, Role, Salt, Scopes};
-use crate::limits::{self, Tier};
+use crate::limits::{Limiter, OnLoss, Tier};
 use crate::sandbox::{self, CompileSettings, ModuleHash};
 use crate::store::modules::NewModule;
 
@@ -97,13 +97,14 @@ impl World {
                 },
                 tiers: Tiers::default(),
                 sign_up: true,
+                on_redis_loss: OnLoss::Local,
             }),
             registry: Registry::new(store.clone(), sandbox.clone(), 10_000),
             store,
             auth,
             sandbox,
             usage: recorder(directory.path()),
-            limiter: limits::Limiter::new(&limits::Settings::default()),
+            limiter: Limiter::new(&crate::limits::Settings::default()),
             key_creation: Arc::default(),
         };
         World {

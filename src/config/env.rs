@@ -41,7 +41,7 @@ const fn secret(name: &'static str, path: &'static str) -> Variable {
 pub const VARIABLES: [Variable; 25] = [
     variable("ENVIRONMENT", "environment"),
     secret("DATABASE_URL", "database.url"),
-    secret("REDIS_URL", ""),
+    secret("REDIS_URL", "limits.redis.url"),
     secret("API_SALT", "auth.salt"),
     secret("JWT_SECRET", "auth.tokens.secret"),
     secret("ARTIFACT_KEY", "sandbox.artifacts.key"),
@@ -195,16 +195,8 @@ impl<'a> Over<'a> {
         if let Some(key) = self.secret("ARTIFACT_KEY", "ARTIFACT_KEY_FILE") {
             file.sandbox.artifacts.key = Some(Secret::new(key));
         }
-        if let Some(name) = ["REDIS_URL", "REDIS_URL_FILE"]
-            .into_iter()
-            .find(|name| self.get(name).is_some())
-        {
-            let hint = "unset it: this version counts in the memory of each process";
-            self.cx.variable_problem(
-                name,
-                "limits shared by several processes are not supported",
-                hint,
-            );
+        if let Some(url) = self.secret("REDIS_URL", "REDIS_URL_FILE") {
+            file.limits.redis.url = Some(Secret::new(url));
         }
     }
 

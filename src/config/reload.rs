@@ -67,6 +67,7 @@ impl Loaded {
         for (key, is_other) in [
             ("auth.salt", old.auth.salt != new.auth.salt),
             ("database.url", old.store != new.store),
+            ("limits.redis.url", old.limits.shared != new.limits.shared),
             (
                 "sandbox.artifacts.key",
                 old.sandbox.artifacts != new.sandbox.artifacts,

@@ -283,6 +283,17 @@ pub fn serialize_url<S: Serializer>(url: &Secret, serializer: S) -> Result<S::Ok
     serializer.serialize_str(&redacted_url(url.reveal()))
 }
 
+/// The same of a URL that may be missing.
+pub fn serialize_optional_url<S: Serializer>(
+    url: &Option<Secret>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match url {
+        Some(url) => serializer.serialize_some(&redacted_url(url.reveal())),
+        None => serializer.serialize_none(),
+    }
+}
+
 /// Prints named values without those that are likely secrets.
 pub fn serialize_pairs<S: Serializer>(
     pairs: &BTreeMap<String, String>,

@@ -1,7 +1,7 @@
 //! Whether a caller may use what it asks for, now: who it is, what it may do, how much it has left.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::Utc;
 use http::{HeaderMap, StatusCode, header};
@@ -12,7 +12,7 @@ use super::respond::Stop;
 use super::{Ctx, Gateway, client_address};
 use crate::auth::{AuthError, CertificatePrincipal, KeyPrincipal, Principal, Role, Scope};
 use crate::failure::{Failure, code};
-use crate::limits::{CertificateKey, Rate, RouteKey, Subject};
+use crate::limits::{CertificateKey, NoSeat, OnLoss, Rate, RouteKey, Subject, Unavailable};
 use crate::route::{Auth, CertificateRule, Route};
 use crate::telemetry::health::Probe;
 use crate::telemetry::metrics::metrics;
@@ -51,7 +51,7 @@ impl Gateway {
             }
             Auth::Certificate(rule) => ctx.principal = certified(ctx, rule)?,
         }
-        let rate = route.limits.rate;
+        let (rate, on_loss) = (route.limits.rate, route.limits.on_redis_loss);
         let subject = match (&ctx.principal, ctx.client) {
             (Principal::Key(key), _) => Some(Subject::RouteUser(route_key, key.user_id)),
             (Principal::Certificate(certificate), _) => {
@@ -64,9 +64,9 @@ impl Gateway {
         if let Some(subject) = subject
             && (rate.per_minute.is_some() || rate.per_day.is_some())
         {
-            self.take(ctx, &subject, rate)?;
+            self.take(ctx, &subject, rate, on_loss).await?;
         }
-        self.take_tier_token(ctx)
+        self.take_tier_token(ctx, on_loss).await
     }
 
     fn require_key(&self, ctx: &Ctx) -> Result<Arc<KeyPrincipal>, Failure> {
@@ -153,18 +153,28 @@ impl Gateway {
         }
     }
 
-    pub(super) fn take_tier_token(&self, ctx: &mut Ctx) -> Result<(), Stop> {
+    pub(super) async fn take_tier_token(&self, ctx: &mut Ctx, on_loss: OnLoss) -> Result<(), Stop> {
         let Principal::Key(key) = &ctx.principal else {
             return Ok(());
         };
         let rate = ctx.plan.tiers.get(key.tier).rate;
         // Not per key: keys are free to make, and would each bring a fresh allowance.
         let subject = Subject::User(key.user_id, key.tier);
-        self.take(ctx, &subject, rate)
+        self.take(ctx, &subject, rate, on_loss).await
     }
 
-    fn take(&self, ctx: &mut Ctx, subject: &Subject, rate: Rate) -> Result<(), Stop> {
-        let decision = self.shared.limiter.take(subject, rate, Instant::now());
+    async fn take(
+        &self,
+        ctx: &mut Ctx,
+        subject: &Subject,
+        rate: Rate,
+        on_loss: OnLoss,
+    ) -> Result<(), Stop> {
+        let decision = self.shared.limiter.acquire(subject, rate, on_loss).await;
+        let decision = decision.map_err(|Unavailable| {
+            metrics().rate_limit(false);
+            Failure::limits_unavailable()
+        })?;
         metrics().rate_limit(decision.allowed);
         ctx.decision = Some(decision);
         if decision.allowed {
@@ -271,6 +281,18 @@ fn guesses(ctx: &Ctx) -> Option<(Subject, Rate)> {
         per_day: None,
     };
     Some((Subject::AuthFailure(ctx.client?), rate))
+}
+
+/// Why a guest gets no seat, as its caller reads it; what is known of the CPU time is noted.
+pub(super) fn no_seat(ctx: &mut Ctx, reason: NoSeat) -> Failure {
+    match reason {
+        NoSeat::CpuUsedUp(left) => {
+            ctx.cpu_left = Some(left);
+            Failure::cpu_quota_exceeded(left.window.map_or(Duration::ZERO, |w| w.retry_after))
+        }
+        NoSeat::TooManyGuests(guests_max) => Failure::too_many_guests(guests_max),
+        NoSeat::Unavailable => Failure::limits_unavailable(),
+    }
 }
 
 /// A client whose address may not come in. `by` is the list that says so.

@@ -89,6 +89,8 @@ impl Gateway {
         metrics().guests_running.set(load.running as i64);
         metrics().guests_queued.set(load.queued as i64);
         metrics().modules_cached.set(load.modules_cached as i64);
+        let limits = self.shared.limiter.stats();
+        metrics().limit_subjects.set(limits.subjects as i64);
         let page = metrics().render().map_err(|error| {
             tracing::error!(request_id = ctx.request_id, %error, "the metrics can't be rendered");
             Failure::internal()

@@ -14,7 +14,7 @@ use super::plan::Plan;
 use super::proxy::Proxied;
 use super::recording::Execution;
 use crate::auth::Principal;
-use crate::limits::Decision;
+use crate::limits::{Decision, Seat};
 use crate::route::{Cors, HeaderEdits, Route};
 use crate::sandbox::Usage;
 use crate::telemetry::access::RequestLine;
@@ -42,6 +42,10 @@ pub struct Ctx {
     pub(super) certificate: Result<Option<Arc<ClientCertificate>>, NotGood>,
     pub(super) principal: Principal,
     pub(super) decision: Option<Decision>,
+    /// Of a guest that was not noted to have ended.
+    pub(super) seat: Option<Seat>,
+    /// What is left of the caller's CPU time.
+    pub(super) cpu_left: Option<Decision>,
     pub(super) guest: Option<(&'static str, Usage)>,
     /// One that has begun and is not recorded yet.
     pub(super) execution: Option<Execution>,
@@ -109,6 +113,8 @@ impl Ctx {
             certificate: Ok(None),
             principal: Principal::Anonymous,
             decision: None,
+            seat: None,
+            cpu_left: None,
             guest: None,
             execution: None,
             failure: None,

@@ -58,7 +58,8 @@ impl Gateway {
         ctx: &mut Ctx,
     ) -> Result<(), Stop> {
         self.identify(session, ctx).await?;
-        self.take_tier_token(ctx)?;
+        let on_loss = ctx.plan.settings.on_redis_loss;
+        self.take_tier_token(ctx, on_loss).await?;
         let settings = &ctx.plan.settings;
         let limit = BodyLimit::new(settings, settings.api_body_bytes_max);
         limit.check_announced(session)?;

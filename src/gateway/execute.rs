@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -16,10 +17,10 @@ use super::compress::{self, Encoder};
 use super::feed::{self, Feed};
 use super::recording::Execution;
 use super::respond::{Stop, is_tls, write_body};
-use super::{Ctx, Gateway, request};
+use super::{Ctx, Gateway, admit, request};
 use crate::auth::Principal;
-use crate::failure::Failure;
-use crate::limits;
+use crate::failure::{Failure, code};
+use crate::limits::{self, Compute};
 use crate::route::{Execute, HeaderEdits, Limits, ModuleSource};
 use crate::sandbox::abi::wagi::{Head, HeadError, HeadParser};
 use crate::sandbox::abi::{self, Abi, ArgsAndEnv, AuthType};
@@ -30,6 +31,8 @@ use crate::usage::Status;
 
 /// Output on its way from a guest to a slow client; a guest that is further ahead waits.
 const PIPE_BYTES: usize = 256 * 1024;
+/// The codes of failures to run a guest at all.
+const NOT_RUN: [&str; 2] = [code::GUESTS_BUSY, code::SHUTTING_DOWN];
 /// What of a guest's standard error goes to the log, in bytes.
 const STDERR_LOGGED_MAX: usize = 1024;
 
@@ -75,6 +78,7 @@ impl Gateway {
         let input = feed::open(session, limit, self.shared.body_room.place(share)).await?;
         let (args, env) = args_and_env(session, ctx, execute, input.length)?;
         let guest_limits = guest_limits(ctx, limits);
+        self.be_seated(ctx, limits, guest_limits.deadline).await?;
         let feed = input.feed;
         let call = |stdout| Call {
             args,
@@ -86,7 +90,7 @@ impl Gateway {
             share,
         };
         let principal = ctx.principal.clone();
-        match execute.abi {
+        let answered = match execute.abi {
             Abi::Command => {
                 let run = self.shared.sandbox.run(module, call(Stdout::Collect));
                 let run = self.while_allowed(&principal, &execute.module, run);
@@ -98,6 +102,41 @@ impl Gateway {
                 let run = self.while_allowed(&principal, &execute.module, run);
                 self.wagi(session, ctx, run, reader, feed).await
             }
+        };
+        if let Err(Stop::Failure(failure)) = &answered
+            && NOT_RUN.contains(&failure.code)
+            && let Some(seat) = ctx.seat.take()
+        {
+            seat.unused();
+        }
+        // One that is still there is of a guest whose client has left, and which ends with it.
+        ctx.seat = None;
+        answered
+    }
+
+    /// Takes a seat for the guest, where its caller's tier has a limit on guests.
+    async fn be_seated(
+        &self,
+        ctx: &mut Ctx,
+        limits: &Limits,
+        deadline: Duration,
+    ) -> Result<(), Failure> {
+        let Principal::Key(key) = &ctx.principal else {
+            return Ok(());
+        };
+        let compute = ctx.plan.tiers.get(key.tier).compute;
+        if compute == Compute::default() {
+            return Ok(());
+        }
+        let (user, tier) = (key.user_id, key.tier);
+        let limiter = &self.shared.limiter;
+        let seat = limiter.seat(user, tier, compute, deadline, limits.on_redis_loss);
+        match seat.await {
+            Ok(seat) => {
+                ctx.seat = Some(seat);
+                Ok(())
+            }
+            Err(reason) => Err(admit::no_seat(ctx, reason)),
         }
     }
 
@@ -513,6 +552,8 @@ fn edited(headers: &HeaderMap, edits: &HeaderEdits) -> HeaderMap {
 /// Notes a guest's end for the request's log line.
 fn note(ctx: &mut Ctx, outcome: &Outcome) {
     ctx.guest = Some((outcome.end.status(), outcome.usage));
+    let seat = ctx.seat.take();
+    ctx.cpu_left = seat.and_then(|seat| seat.ended(outcome.usage.cpu));
     if !outcome.stderr.is_empty() {
         let shown = &outcome.stderr[..outcome.stderr.len().min(STDERR_LOGGED_MAX)];
         tracing::info!(

@@ -147,6 +147,9 @@ impl Gateway {
         if let Some((_, usage)) = &ctx.guest {
             add_receipt(fields, usage);
         }
+        if let Some(left) = &ctx.cpu_left {
+            fields.extend(limits::cpu_headers(left));
+        }
         let settings = &ctx.plan.settings;
         for (name, value) in &settings.headers.response_set {
             set_if_absent(fields, name, value);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Compression;
 pub use super::client_address::ClientAddressHeader;
+use crate::limits::OnLoss;
 use crate::route::{Access, HeaderEdits, Network};
 use crate::sandbox::GuestLimits;
 use crate::tls::{Challenges, TlsFiles};
@@ -15,6 +16,8 @@ pub struct Settings {
     /// The global limits of a guest: ceilings for anonymous callers and the Free tier.
     pub guest: GuestLimits,
     /// Request body of an `execute` or `proxy` route that has no limit of its own.
+    /// What happens to calls of the API while the limits that gateways share can't be checked.
+    pub on_redis_loss: OnLoss,
     pub body_bytes_max: u64,
     /// Request body of a control-plane request: a module, its input and the multipart framing.
     pub api_body_bytes_max: u64,
@@ -87,6 +90,7 @@ impl Settings {
                 stdout_bytes_max: 0,
                 stderr_bytes_max: 0,
             },
+            on_redis_loss: OnLoss::Local,
             body_bytes_max: 0,
             api_body_bytes_max: 0,
             headers: HeaderEdits::default(),

@@ -3,7 +3,10 @@
 use std::cmp::Reverse;
 
 use super::bucket::{Bucket, Quota, Reading};
-use super::{Decision, Rate, Window};
+use super::{Decision, Window};
+
+/// What an account is held to: its minute's quota and its day's; `None` is without limit.
+pub type Quotas = [Option<Quota>; 2];
 
 /// The buckets of one subject. [`Account::default`] has used nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,10 +17,17 @@ pub struct Account {
 }
 
 impl Account {
+    /// An account with these buckets.
+    pub fn of(minute: Bucket, day: Bucket) -> Account {
+        Account {
+            minute,
+            day,
+            full_at_ns: 0,
+        }
+    }
+
     /// Takes a token from both windows, or from neither.
-    pub fn take(&mut self, rate: Rate, now_ns: u64) -> Decision {
-        let minute = rate.per_minute.map(Quota::per_minute);
-        let day = rate.per_day.map(Quota::per_day);
+    pub fn take(&mut self, [minute, day]: Quotas, now_ns: u64) -> Decision {
         // Both are settled and asked before either is charged: a refusal by one costs the other
         // nothing.
         let mut allowed = true;
@@ -34,16 +44,45 @@ impl Account {
                 }
             }
         }
-        let windows = self.windows(rate, now_ns);
+        let windows = self.windows([minute, day], now_ns);
         self.full_at_ns = full_at_ns(&windows, now_ns);
         decision(allowed, windows)
     }
 
+    /// Takes so many thousandths of a token from both windows, whether or not they are there.
+    pub fn charge(&mut self, [minute, day]: Quotas, thousandths: u64, now_ns: u64) {
+        for (bucket, quota) in [(&mut self.minute, minute), (&mut self.day, day)] {
+            if let Some(quota) = quota {
+                bucket.charge(quota, thousandths, now_ns);
+            }
+        }
+        self.full_at_ns = full_at_ns(&self.windows([minute, day], now_ns), now_ns);
+    }
+
     /// What [`Account::take`] would answer, with what is left before it. Takes nothing.
-    pub fn peek(&self, rate: Rate, now_ns: u64) -> Decision {
-        let windows = self.windows(rate, now_ns);
+    pub fn peek(&self, quotas: Quotas, now_ns: u64) -> Decision {
+        let windows = self.windows(quotas, now_ns);
         let allowed = windows.iter().flatten().all(|window| window.remaining > 0);
         decision(allowed, windows)
+    }
+
+    /// What is reported of a request that was admitted from `spare` tokens which this account counts
+    /// as taken, but which are still there.
+    pub fn admitted(&self, quotas: Quotas, spare: u32, now_ns: u64) -> Decision {
+        let [minute, day] = quotas;
+        let with = |bucket: &Bucket, quota: Option<Quota>| {
+            quota.map_or(*bucket, |quota| bucket.with(quota, spare))
+        };
+        let account = Account::of(with(&self.minute, minute), with(&self.day, day));
+        decision(true, account.windows(quotas, now_ns))
+    }
+
+    /// What both buckets owe, in their own units.
+    pub fn debts(&self, [minute, day]: Quotas, now_ns: u64) -> [u128; 2] {
+        let debt = |bucket: &Bucket, quota: Option<Quota>| {
+            quota.map_or(0, |quota| bucket.debt(quota, now_ns))
+        };
+        [debt(&self.minute, minute), debt(&self.day, day)]
     }
 
     /// When both buckets will be full again, as of the last [`Account::take`], in nanoseconds since
@@ -52,9 +91,7 @@ impl Account {
         self.full_at_ns
     }
 
-    fn windows(&self, rate: Rate, now_ns: u64) -> [Option<Window>; 2] {
-        let minute = rate.per_minute.map(Quota::per_minute);
-        let day = rate.per_day.map(Quota::per_day);
+    fn windows(&self, [minute, day]: Quotas, now_ns: u64) -> [Option<Window>; 2] {
         [
             minute.map(|quota| Window::new(quota, self.minute.read(quota, now_ns))),
             day.map(|quota| Window::new(quota, self.day.read(quota, now_ns))),
@@ -105,17 +142,17 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    fn rate(per_minute: impl Into<Option<u32>>, per_day: impl Into<Option<u32>>) -> Rate {
-        Rate {
-            per_minute: per_minute.into(),
-            per_day: per_day.into(),
-        }
+    fn rate(per_minute: impl Into<Option<u32>>, per_day: impl Into<Option<u32>>) -> Quotas {
+        [
+            per_minute.into().map(Quota::per_minute),
+            per_day.into().map(Quota::per_day),
+        ]
     }
 
     #[test]
     fn no_limit_allows_and_reports_no_window() {
         let mut account = Account::default();
-        let decision = account.take(Rate::default(), 5);
+        let decision = account.take([None, None], 5);
         assert_eq!(
             decision,
             Decision {

@@ -14,6 +14,8 @@
 //! - A clock that steps back by less than one window refills nothing until it has caught up, so that
 //!   requests which raced for a lock can't win tokens by it. A larger step is a clock that was set:
 //!   the bucket goes on from the new time with the debt it had.
+//! - What is charged after the fact may take more than is there. The quota says whether that much is
+//!   owed ([`Quota::with_overdraft`]), up to one window's worth.
 //! - A bucket may be asked with another limit than last time (a tier was changed). The debt is kept,
 //!   capped at the new limit: what was used stays used, and a caller waits at most one window.
 
@@ -30,6 +32,7 @@ const SECONDS_PER_DAY: u32 = 86_400;
 pub struct Quota {
     limit: u32,
     window_seconds: u32,
+    overdraft: bool,
 }
 
 /// One bucket's state. [`Bucket::default`] is a full bucket.
@@ -57,6 +60,7 @@ impl Quota {
         Quota {
             limit,
             window_seconds: SECONDS_PER_MINUTE,
+            overdraft: false,
         }
     }
 
@@ -64,6 +68,16 @@ impl Quota {
         Quota {
             limit,
             window_seconds: SECONDS_PER_DAY,
+            overdraft: false,
+        }
+    }
+
+    /// The same quota, whose bucket may owe one window's worth on top when it is empty.
+    #[must_use]
+    pub const fn with_overdraft(self) -> Quota {
+        Quota {
+            overdraft: true,
+            ..self
         }
     }
 
@@ -90,6 +104,11 @@ impl Quota {
         self.limit as u128 * self.token()
     }
 
+    /// The largest debt.
+    const fn debt_cap(&self) -> u128 {
+        self.debt_max() * if self.overdraft { 2 } else { 1 }
+    }
+
     /// Time to pay `debt` back, rounded up; `None` for a limit of 0, which pays nothing back.
     fn payback_ns(&self, debt: u128) -> Option<u64> {
         if self.limit == 0 {
@@ -110,6 +129,39 @@ impl Bucket {
         admitted
     }
 
+    /// Takes so many thousandths of a token whether or not they are there; more than the quota lets a
+    /// bucket owe is forgiven.
+    pub fn charge(&mut self, quota: Quota, thousandths: u64, now_ns: u64) {
+        self.settle(quota, now_ns);
+        // A window is whole seconds, so a thousandth of a token is a whole number of units.
+        let charged = u128::from(thousandths) * (quota.token() / 1_000);
+        self.debt = (self.debt + charged).min(quota.debt_cap());
+    }
+
+    /// A bucket that owes this much now, in units of a token / the window's nanoseconds.
+    pub const fn owing(debt: u128, at_ns: u64) -> Bucket {
+        Bucket { debt, at_ns }
+    }
+
+    /// A bucket without a token at `at_ns`.
+    pub const fn empty(quota: Quota, at_ns: u64) -> Bucket {
+        Bucket::owing(quota.debt_max(), at_ns)
+    }
+
+    /// What the bucket owes at `now_ns`, in the same units.
+    pub fn debt(&self, quota: Quota, now_ns: u64) -> u128 {
+        self.settled(quota, now_ns).debt
+    }
+
+    /// The same bucket with `tokens` more in it, as far as it can hold them.
+    #[must_use]
+    pub fn with(&self, quota: Quota, tokens: u32) -> Bucket {
+        Bucket {
+            debt: self.debt.saturating_sub(u128::from(tokens) * quota.token()),
+            at_ns: self.at_ns,
+        }
+    }
+
     /// Brings the bucket to `now_ns`: pays back what is due, and caps the debt at what this quota
     /// allows. Takes nothing.
     pub fn settle(&mut self, quota: Quota, now_ns: u64) {
@@ -124,7 +176,7 @@ impl Bucket {
     /// What the bucket holds now. Takes nothing.
     pub fn read(&self, quota: Quota, now_ns: u64) -> Reading {
         let settled = self.settled(quota, now_ns);
-        let free = quota.debt_max() - settled.debt;
+        let free = quota.debt_max().saturating_sub(settled.debt);
         let remaining = u32::try_from(free / quota.token()).unwrap_or(quota.limit);
         // Nothing is paid back before the clock has caught up with what the bucket has seen.
         let behind_ns = settled.at_ns.saturating_sub(now_ns);
@@ -145,14 +197,14 @@ impl Bucket {
             retry_after: if remaining > 0 {
                 Duration::ZERO
             } else {
-                after(quota.token() - free)
+                after((settled.debt + quota.token()).saturating_sub(quota.debt_max()))
             },
         }
     }
 
     /// The same bucket with the debt that is left at `now_ns`, capped at what this quota allows.
     fn settled(&self, quota: Quota, now_ns: u64) -> Bucket {
-        let debt = self.debt.min(quota.debt_max());
+        let debt = self.debt.min(quota.debt_cap());
         let Some(elapsed_ns) = now_ns.checked_sub(self.at_ns) else {
             let stepped_back = self.at_ns - now_ns > quota.window_ns();
             return Bucket {

@@ -10,6 +10,9 @@ use super::{Decision, Window};
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const CPU_LIMIT: HeaderName = HeaderName::from_static("x-quota-cpu-ms-limit");
+const CPU_REMAINING: HeaderName = HeaderName::from_static("x-quota-cpu-ms-remaining");
+const CPU_RESET: HeaderName = HeaderName::from_static("x-quota-cpu-ms-reset");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const STATE: HeaderName = HeaderName::from_static("ratelimit");
 
@@ -29,6 +32,23 @@ pub fn headers(decision: &Decision) -> impl Iterator<Item = (HeaderName, HeaderV
         .window
         .map(|window| fields(&window, decision.allowed));
     fields.into_iter().flatten().flatten()
+}
+
+/// The header fields that report what is left of a user's CPU time, as of now: `X-Quota-Cpu-Ms-Limit`
+/// and `-Remaining`, in milliseconds, and `X-Quota-Cpu-Ms-Reset`, **seconds until** all of it is back.
+/// None where there is no limit.
+pub fn cpu_headers(left: &Decision) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
+    let fields = left.window.map(|window| {
+        [
+            (CPU_LIMIT, HeaderValue::from(window.limit)),
+            (CPU_REMAINING, HeaderValue::from(window.remaining)),
+            (
+                CPU_RESET,
+                HeaderValue::from(whole_seconds(window.reset_after)),
+            ),
+        ]
+    });
+    fields.into_iter().flatten()
 }
 
 fn fields(window: &Window, allowed: bool) -> [Option<(HeaderName, HeaderValue)>; 6] {
@@ -142,6 +162,30 @@ mod tests {
             let expected = format!("retry-after: {seconds}");
             assert!(rendered(&decision).contains(&expected), "{nanos} ns");
         }
+    }
+
+    #[test]
+    fn what_is_left_of_the_cpu_time_is_told_in_milliseconds() {
+        let left = Decision {
+            allowed: true,
+            window: Some(window()),
+        };
+        let told: Vec<_> = cpu_headers(&left)
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "x-quota-cpu-ms-limit: 10",
+                "x-quota-cpu-ms-remaining: 9",
+                "x-quota-cpu-ms-reset: 6",
+            ]
+        );
+        let unlimited = Decision {
+            allowed: true,
+            window: None,
+        };
+        assert_eq!(cpu_headers(&unlimited).count(), 0);
     }
 
     #[test]

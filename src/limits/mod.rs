@@ -1,11 +1,14 @@
 //! Rate limits: token-bucket arithmetic, tiers, and the store that holds the buckets.
 //!
-//! [`Limiter::take`] never waits: the request path touches no network and no lock for longer than
-//! one bucket's arithmetic. A store that lives elsewhere (Redis) hands out leases in the background.
+//! The request path touches no network and no lock for longer than one bucket's arithmetic. Buckets
+//! that gateways share live in Redis, which hands out leases in the background; only a request for
+//! whom none is held yet, and for whom there may be a token, waits for that ([`Limiter::acquire`]).
 
 mod account;
 mod bucket;
+mod compute;
 mod headers;
+mod shared;
 pub mod store;
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,12 +19,17 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::sandbox::GuestLimits;
+use crate::telemetry::health::Health;
 
 pub use crate::account::{Tier, UnknownTier};
-pub use account::Account;
+pub use account::{Account, Quotas};
 pub use bucket::{Bucket, Quota, Reading};
-pub use headers::headers;
+pub use compute::{Compute, NoSeat, Seat};
+pub use headers::{cpu_headers, headers};
+pub use shared::{OnLoss, Unavailable};
 
+use compute::Running;
+use shared::Shared;
 use store::LimitStore;
 use store::memory::MemoryStore;
 
@@ -31,6 +39,8 @@ const MIB: u64 = 1024 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TierLimits {
     pub rate: Rate,
+    /// What the guests of a user may use together.
+    pub compute: Compute,
     pub memory_bytes_max: u64,
     pub deadline: Duration,
 }
@@ -60,6 +70,18 @@ pub struct Settings {
     /// bytes each; beyond it those whose buckets are full again are forgotten first, then the
     /// longest unused.
     pub subjects_max: usize,
+    /// Where the buckets are that gateways share; `None` has each keep its own.
+    pub shared: Option<SharedSettings>,
+}
+
+/// Settings of limits that gateways share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedSettings {
+    pub redis: store::redis::Settings,
+    /// What a gateway admits by itself while Redis is lost, in percent of each limit.
+    pub local_share_percent: u8,
+    /// Whether a gateway that has lost Redis is not ready.
+    pub is_vital: bool,
 }
 
 /// Whose bucket a request draws from.
@@ -75,6 +97,10 @@ pub enum Subject {
     RouteCertificate(RouteKey, CertificateKey),
     /// Failed authentications of an address.
     AuthFailure(IpAddr),
+    /// The CPU time of a user's guests, in milliseconds.
+    Cpu(Uuid, Tier),
+    /// The guests of a user that run at the same time.
+    Guests(Uuid, Tier),
 }
 
 /// Which route's buckets: by the route's name, so that they stay the route's own when a reload moves it
@@ -106,6 +132,12 @@ impl CertificateKey {
     }
 }
 
+impl std::fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// The answer to one request for a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
@@ -131,21 +163,68 @@ pub struct Window {
 /// Says whether a request may go on. Cheap to clone; all clones share the buckets.
 #[derive(Clone)]
 pub struct Limiter {
-    store: Arc<dyn LimitStore>,
+    store: Arc<MemoryStore>,
+    shared: Option<Arc<Shared>>,
+    /// Guests that run at this gateway.
+    running: Arc<Running>,
 }
 
 impl Limiter {
-    /// A limiter whose buckets live in this process's memory.
+    /// A limiter whose buckets live in this process's memory, all of them.
     pub fn new(settings: &Settings) -> Limiter {
-        Limiter::with_store(Arc::new(MemoryStore::new(settings.subjects_max)))
+        Limiter {
+            store: Arc::new(MemoryStore::new(settings.subjects_max)),
+            shared: None,
+            running: Arc::default(),
+        }
     }
 
-    /// A limiter whose buckets live in `store`.
-    pub fn with_store(store: Arc<dyn LimitStore>) -> Limiter {
-        Limiter { store }
+    /// A limiter that shares its buckets where the settings say so. Resolves once it is known whether
+    /// Redis answers; what happens when it does not is what [`OnLoss`] says.
+    ///
+    /// # Errors
+    /// When the settings can't be used.
+    pub async fn start(
+        settings: &Settings,
+        health: &Health,
+    ) -> Result<Limiter, store::redis::SettingsError> {
+        let mut limiter = Limiter::new(settings);
+        if let Some(shared) = &settings.shared {
+            let shared = Shared::start(shared, settings.subjects_max, health).await?;
+            limiter.shared = Some(Arc::new(shared));
+        }
+        Ok(limiter)
     }
 
-    /// Takes a token from the subject's minute and day together, or from neither. Never waits.
+    /// Gives back what is held of shared buckets.
+    pub async fn close(&self) {
+        if let Some(shared) = &self.shared {
+            shared.close().await;
+        }
+    }
+
+    /// Takes a token from the subject's minute and day together, or from neither. Where gateways
+    /// share the bucket, it may wait for the store: when no token is held here and the store may have
+    /// one, which is so for the first request in a while and for the last before the limit.
+    ///
+    /// # Errors
+    /// When the store is lost and `on_loss` is [`OnLoss::Closed`].
+    pub async fn acquire(
+        &self,
+        subject: &Subject,
+        rate: Rate,
+        on_loss: OnLoss,
+    ) -> Result<Decision, Unavailable> {
+        match &self.shared {
+            Some(shared) if rate != Rate::default() && subject.is_shared() => {
+                shared.acquire(&subject.canonical(), rate, on_loss).await
+            }
+            Some(_) | None => Ok(self.take(subject, rate, Instant::now())),
+        }
+    }
+
+    /// Takes a token from this process's own bucket of the subject, from its minute and day together,
+    /// or from neither. Never waits.
     pub fn take(&self, subject: &Subject, rate: Rate, now: Instant) -> Decision {
         if rate == Rate::default() {
             return Decision {
@@ -168,9 +247,21 @@ impl Limiter {
         self.store.peek(&subject.canonical(), rate, now)
     }
 
-    /// How full the store is: for metrics.
+    /// Takes so many thousandths of a token from this process's own bucket, whether or not they are
+    /// there.
+    fn charge(&self, subject: &Subject, rate: Rate, thousandths: u64, now: Instant) {
+        self.store.charge(subject, rate, thousandths, now);
+    }
+
+    /// How full the stores are: for metrics.
     pub fn stats(&self) -> store::Stats {
-        self.store.stats()
+        let own = self.store.stats();
+        let shared = self.shared.as_ref().map(|shared| shared.stats());
+        let shared = shared.unwrap_or_default();
+        store::Stats {
+            subjects: own.subjects + shared.subjects,
+            forgotten_early: own.forgotten_early + shared.forgotten_early,
+        }
     }
 }
 
@@ -180,11 +271,59 @@ impl Subject {
     /// the IPv4 address.
     pub fn canonical(self) -> Subject {
         match self {
-            Subject::User(..) | Subject::RouteUser(..) | Subject::RouteCertificate(..) => self,
+            Subject::User(..)
+            | Subject::RouteUser(..)
+            | Subject::RouteCertificate(..)
+            | Subject::Cpu(..)
+            | Subject::Guests(..) => self,
             Subject::RouteAddress(route, address) => {
                 Subject::RouteAddress(route, subscriber(address))
             }
             Subject::AuthFailure(address) => Subject::AuthFailure(subscriber(address)),
+        }
+    }
+
+    /// What `rate` means for the subject's buckets.
+    pub fn quotas(&self, rate: Rate) -> Quotas {
+        let quotas = [
+            rate.per_minute.map(Quota::per_minute),
+            rate.per_day.map(Quota::per_day),
+        ];
+        if self.is_charged() {
+            quotas.map(|quota| quota.map(Quota::with_overdraft))
+        } else {
+            quotas
+        }
+    }
+
+    /// Whether gateways share its buckets. Failed authentications count for each gateway alone: they
+    /// are many when they matter, and a guess is as unlikely at one as at another.
+    fn is_shared(&self) -> bool {
+        !matches!(self, Subject::AuthFailure(_))
+    }
+
+    /// Whether its tokens are taken after the fact.
+    fn is_charged(&self) -> bool {
+        matches!(self, Subject::Cpu(..))
+    }
+
+    /// Whether its tokens come back after use, instead of refilling with time.
+    fn is_borrowed(&self) -> bool {
+        matches!(self, Subject::Guests(..))
+    }
+}
+
+impl Rate {
+    /// So many percent of it, but at least 1 of what is not 0.
+    #[must_use]
+    pub fn percent(self, percent: u8) -> Rate {
+        let part = |limit: u32| {
+            let part = u64::from(limit) * u64::from(percent) / 100;
+            u32::try_from(part).unwrap_or(limit).max(limit.min(1))
+        };
+        Rate {
+            per_minute: self.per_minute.map(part),
+            per_day: self.per_day.map(part),
         }
     }
 }
@@ -235,19 +374,36 @@ impl Tiers {
 
 impl Default for Tiers {
     fn default() -> Tiers {
-        let tier = |rate: Option<(u32, u32)>, memory_mib: u64, deadline_seconds: u64| TierLimits {
-            rate: Rate {
-                per_minute: rate.map(|(minute, _)| minute),
-                per_day: rate.map(|(_, day)| day),
+        let rate = |limits: Option<(u32, u32)>| Rate {
+            per_minute: limits.map(|(minute, _)| minute),
+            per_day: limits.map(|(_, day)| day),
+        };
+        let tier = |requests, cpu_ms, guests_max, memory_mib: u64, deadline_seconds| TierLimits {
+            rate: rate(requests),
+            compute: Compute {
+                cpu_ms: rate(cpu_ms),
+                guests_max,
             },
             memory_bytes_max: memory_mib * MIB,
             deadline: Duration::from_secs(deadline_seconds),
         };
         Tiers {
-            free: tier(Some((10, 500)), 128, 5),
-            basic: tier(Some((100, 10_000)), 256, 10),
-            pro: tier(Some((500, 50_000)), 512, 30),
-            enterprise: tier(None, 1024, 60),
+            free: tier(Some((10, 500)), Some((60_000, 1_800_000)), Some(8), 128, 5),
+            basic: tier(
+                Some((100, 10_000)),
+                Some((240_000, 28_800_000)),
+                Some(32),
+                256,
+                10,
+            ),
+            pro: tier(
+                Some((500, 50_000)),
+                Some((960_000, 172_800_000)),
+                Some(128),
+                512,
+                30,
+            ),
+            enterprise: tier(None, None, None, 1024, 60),
         }
     }
 }
@@ -257,6 +413,7 @@ impl Default for Settings {
         Settings {
             tiers: Tiers::default(),
             subjects_max: 100_000,
+            shared: None,
         }
     }
 }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use crate::auth::Role;
-use crate::limits::Rate;
+use crate::limits::{OnLoss, Rate};
 use crate::sandbox::GuestLimits;
 use crate::sandbox::abi::Abi;
 use crate::upstream;
@@ -90,6 +90,8 @@ pub struct Limits {
     pub memory_bytes_max: Option<u64>,
     pub deadline: Option<std::time::Duration>,
     pub stdout_bytes_max: Option<u64>,
+    /// What happens to a request while the limits that gateways share can't be checked.
+    pub on_redis_loss: OnLoss,
 }
 
 /// Changes to headers on their way. Removals first, then `set`, then `add`.

@@ -44,6 +44,8 @@ pub struct Check {
 #[serde(rename_all = "lowercase")]
 pub enum CheckStatus {
     Ok,
+    /// Something is lost that the gateway can do without.
+    Degraded,
     Failing,
 }
 
@@ -124,16 +126,24 @@ impl Health {
 
     /// Notes what a check found; returns whether that is a change.
     pub fn set(&self, name: &'static str, found: Result<(), String>) -> bool {
-        let check = match found {
-            Ok(()) => Check {
-                status: CheckStatus::Ok,
-                detail: None,
-            },
-            Err(detail) => Check {
-                status: CheckStatus::Failing,
-                detail: Some(detail),
-            },
+        let (status, detail) = match found {
+            Ok(()) => (CheckStatus::Ok, None),
+            Err(detail) => (CheckStatus::Failing, Some(detail)),
         };
+        self.note(name, Check { status, detail })
+    }
+
+    /// Notes that a check found something lost, which makes the gateway no less ready; returns whether
+    /// that is a change.
+    pub fn degrade(&self, name: &'static str, detail: String) -> bool {
+        let check = Check {
+            status: CheckStatus::Degraded,
+            detail: Some(detail),
+        };
+        self.note(name, check)
+    }
+
+    fn note(&self, name: &'static str, check: Check) -> bool {
         let mut checks = self
             .shared
             .checks
@@ -198,12 +208,14 @@ impl Health {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let failing = checks.values().any(|c| c.status == CheckStatus::Failing);
+        let degraded = checks.values().any(|c| c.status == CheckStatus::Degraded);
         let draining = self.is_draining();
         let (ok, status) = match probe {
             Probe::Live if live => (true, "alive"),
             Probe::Live => (false, "stuck"),
             Probe::Full | Probe::Ready if draining => (false, "draining"),
             Probe::Full | Probe::Ready if failing || !live => (false, "unhealthy"),
+            Probe::Full if degraded => (true, "degraded"),
             Probe::Full => (true, "healthy"),
             Probe::Ready => (true, "ready"),
         };
@@ -259,6 +271,20 @@ mod tests {
         health.start_draining();
         let (ok, report) = health.report(Probe::Full, now);
         assert_eq!((ok, report.status), (false, "draining"));
+    }
+
+    #[test]
+    fn a_degraded_check_is_told_and_leaves_the_gateway_ready() {
+        let health = Health::new();
+        let now = Instant::now();
+        assert!(health.degrade("redis", "lost".into()));
+        assert!(!health.degrade("redis", "still lost".into()));
+        let (ok, report) = health.report(Probe::Full, now);
+        assert_eq!((ok, report.status), (true, "degraded"));
+        assert!(health.report(Probe::Ready, now).0);
+        health.set("database", Err("gone".into()));
+        assert_eq!(health.report(Probe::Full, now).1.status, "unhealthy");
+        assert!(health.set("redis", Ok(())));
     }
 
     #[test]

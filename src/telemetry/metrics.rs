@@ -40,6 +40,14 @@ pub struct Metrics {
     module_lookups: Counters<{ LOOKUPS.len() }>,
     /// Allowed and rejected, looked up once: every request counts here.
     rate_limit: [IntCounter; 2],
+    /// Decisions made without Redis, by [`FALLBACKS`].
+    limit_fallbacks: [IntCounter; FALLBACKS.len()],
+    pub limit_waits: IntCounter,
+    pub limit_tokens_held: IntGauge,
+    pub limit_subjects: IntGauge,
+    pub redis_up: IntGauge,
+    redis_calls: [IntCounter; 2],
+    redis_call_duration: Histogram,
     /// By [`AUTHENTICATIONS`].
     authentications: [IntCounter; AUTHENTICATIONS.len()],
     pub log_lines_dropped: IntCounter,
@@ -89,10 +97,25 @@ const AUTHENTICATIONS: [&str; 6] = [
     "invalid",
     "unavailable",
 ];
+const FALLBACKS: [&str; 3] = ["local", "open", "closed"];
 
 impl Metrics {
     pub fn rate_limit(&self, allowed: bool) {
         self.rate_limit[usize::from(!allowed)].inc();
+    }
+
+    /// A decision that was made without Redis. `policy` is one of [`FALLBACKS`].
+    pub fn limit_fallback(&self, policy: &str) {
+        let known = FALLBACKS.iter().zip(&self.limit_fallbacks);
+        for (_, counter) in known.filter(|(name, _)| **name == policy) {
+            counter.inc();
+        }
+    }
+
+    /// One pipeline of calls to Redis.
+    pub fn redis_call(&self, is_ok: bool, duration: Duration) {
+        self.redis_calls[usize::from(!is_ok)].inc();
+        self.redis_call_duration.observe(duration.as_secs_f64());
     }
 
     /// `result` is one of [`AUTHENTICATIONS`].
@@ -235,6 +258,39 @@ impl Metrics {
                 );
                 ["allowed", "rejected"].map(|decision| decisions.with_label_values(&[decision]))
             },
+            limit_fallbacks: {
+                let fallbacks = r.counter_vec(
+                    "limit_fallbacks_total",
+                    "Decisions on limits that were made without Redis, by what the route says of that.",
+                    &["policy"],
+                );
+                FALLBACKS.map(|policy| fallbacks.with_label_values(&[policy]))
+            },
+            limit_waits: r.counter(
+                "limit_waits_total",
+                "Requests that waited for Redis because no token was held for them.",
+            ),
+            limit_tokens_held: r.gauge(
+                "limit_tokens_held",
+                "Tokens of shared limits that this gateway holds for requests to come.",
+            ),
+            limit_subjects: r.gauge(
+                "limit_subjects",
+                "Users, routes and addresses whose limits are remembered.",
+            ),
+            redis_up: r.gauge("redis_up", "1 while Redis answers; 0 where there is none."),
+            redis_calls: {
+                let calls = r.counter_vec(
+                    "redis_calls_total",
+                    "Pipelines of calls to Redis, by result.",
+                    &["result"],
+                );
+                ["ok", "failed"].map(|result| calls.with_label_values(&[result]))
+            },
+            redis_call_duration: r.histogram(
+                "redis_call_duration_seconds",
+                "Time of a pipeline of calls to Redis, in seconds.",
+            ),
             authentications: {
                 let results = r.counter_vec(
                     "authentications_total",

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use wasm_wizard::api::{self, Caller};
 use wasm_wizard::auth::{self, Authenticator, KeyPrincipal, Principal, Role, Salt, Scopes};
 use wasm_wizard::failure::Failure;
-use wasm_wizard::limits::{self, Tier, Tiers};
+use wasm_wizard::limits::{self, Limiter, OnLoss, Tier, Tiers};
 use wasm_wizard::modules::Registry;
 use wasm_wizard::sandbox::{self, CompileSettings, GuestLimits, ModuleHash, Sandbox};
 use wasm_wizard::store::{self, Store};
@@ -131,13 +131,14 @@ impl World {
                 },
                 tiers,
                 sign_up: false,
+                on_redis_loss: OnLoss::Local,
             }),
             store: store.clone(),
             auth,
             registry,
             sandbox,
             usage: usage.clone(),
-            limiter: limits::Limiter::new(&limits::Settings::default()),
+            limiter: Limiter::new(&limits::Settings::default()),
             key_creation: Arc::default(),
         });
         World {

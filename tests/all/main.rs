@@ -30,6 +30,7 @@ mod named;
 mod operations;
 mod privileges;
 mod mutual;
+mod limits;
 mod reload;
 mod routes;
 mod sandbox;

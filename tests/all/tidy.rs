@@ -225,7 +225,9 @@ fn libraries_stay_where_they_belong() {
     let mut wrong = Vec::new();
     for (path, text) in files("src", "rs") {
         for (library, places) in rules {
-            let uses = code(&text).lines().map(without_strings).any(|l| {
+            // Our own module is not the library.
+            let bare = |l: &str| without_strings(l).replace("store::redis::", "");
+            let uses = code(&text).lines().map(bare).any(|l| {
                 l.contains(&format!("{}::", library.trim_end_matches("::")))
                     || l.contains(&format!("{library}_")) && l.contains("::")
             });

@@ -233,17 +233,45 @@ impl Default for Artifacts {
 
 impl Default for Tiers {
     fn default() -> Tiers {
-        let tier = |per_minute, per_day, memory_max, seconds| Tier {
-            per_minute,
-            per_day,
-            memory_max,
-            execution_timeout: Period::secs(seconds),
-        };
+        let of = Requests::of;
+        let tier =
+            |requests: [Requests; 2], cpu_ms: [Requests; 2], guests_max, memory_max, seconds| {
+                let ([per_minute, per_day], [cpu_ms_per_minute, cpu_ms_per_day]) =
+                    (requests, cpu_ms);
+                Tier {
+                    per_minute,
+                    per_day,
+                    cpu_ms_per_minute,
+                    cpu_ms_per_day,
+                    guests_max,
+                    memory_max,
+                    execution_timeout: Period::secs(seconds),
+                }
+            };
+        let unlimited = Requests::UNLIMITED;
         Tiers {
-            free: tier(Requests::of(10), Requests::of(500), Size::mib(128), 5),
-            basic: tier(Requests::of(100), Requests::of(10_000), Size::mib(256), 10),
-            pro: tier(Requests::of(500), Requests::of(50_000), Size::mib(512), 30),
-            enterprise: tier(Requests::UNLIMITED, Requests::UNLIMITED, Size::gib(1), 60),
+            free: tier(
+                [of(10), of(500)],
+                [of(60_000), of(1_800_000)],
+                of(8),
+                Size::mib(128),
+                5,
+            ),
+            basic: tier(
+                [of(100), of(10_000)],
+                [of(240_000), of(28_800_000)],
+                of(32),
+                Size::mib(256),
+                10,
+            ),
+            pro: tier(
+                [of(500), of(50_000)],
+                [of(960_000), of(172_800_000)],
+                of(128),
+                Size::mib(512),
+                30,
+            ),
+            enterprise: tier([unlimited; 2], [unlimited; 2], unlimited, Size::gib(1), 60),
         }
     }
 }
@@ -252,6 +280,20 @@ impl Default for RateLimits {
     fn default() -> RateLimits {
         RateLimits {
             subjects_max: 100_000,
+            redis: Redis::default(),
+        }
+    }
+}
+
+impl Default for Redis {
+    fn default() -> Redis {
+        Redis {
+            url: None,
+            ca: None,
+            timeout: Period::ms(200),
+            key_prefix: "wasm-wizard".to_string(),
+            on_loss: OnLoss::Local,
+            local_share_percent: 50,
         }
     }
 }

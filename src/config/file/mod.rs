@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::Environment;
 use super::values::{Address, Period, Requests, Secret, Size, Threads};
 use crate::gateway::ClientAddressHeader;
+use crate::limits::OnLoss;
 use crate::telemetry::logging::Format;
 use crate::tls::ClientCertificateMode;
 use crate::usage::WhenFull;
@@ -403,6 +404,9 @@ pub struct Tiers {
 pub struct Tier {
     pub per_minute: Requests,
     pub per_day: Requests,
+    pub cpu_ms_per_minute: Requests,
+    pub cpu_ms_per_day: Requests,
+    pub guests_max: Requests,
     pub memory_max: Size,
     pub execution_timeout: Period,
 }
@@ -412,6 +416,28 @@ pub struct Tier {
 pub struct RateLimits {
     /// Keys and addresses whose use is remembered.
     pub subjects_max: u32,
+    /// The Redis through which gateways share their limits.
+    pub redis: Redis,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redis {
+    /// `redis://host`, or `rediss://:password@host` with TLS; null: each gateway counts for itself.
+    /// Better: REDIS_URL or REDIS_URL_FILE.
+    #[serde(serialize_with = "super::secret::serialize_optional_url")]
+    pub url: Option<Secret>,
+    /// PEM file of the only authorities believed; null: the system's.
+    pub ca: Option<String>,
+    /// Longest wait for an answer.
+    pub timeout: Period,
+    /// Begins the names of all keys.
+    pub key_prefix: String,
+    /// What happens without Redis to calls of the API, and on routes that don't say themselves.
+    pub on_loss: OnLoss,
+    /// What each gateway admits by itself then, in percent of each limit.
+    #[schemars(range(min = 1, max = 100))]
+    pub local_share_percent: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -484,6 +510,12 @@ mod tier {
         per_minute: Option<Requests>,
         /// Requests per day.
         per_day: Option<Requests>,
+        /// CPU time of all guests of a user per minute, in milliseconds.
+        cpu_ms_per_minute: Option<Requests>,
+        /// CPU time of all guests of a user per day, in milliseconds.
+        cpu_ms_per_day: Option<Requests>,
+        /// Guests of a user at the same time.
+        guests_max: Option<Requests>,
         /// Linear memory of a guest.
         memory_max: Option<Size>,
         /// Wall-clock time of a guest.
@@ -498,6 +530,11 @@ mod tier {
         Ok(Tier {
             per_minute: written.per_minute.unwrap_or(default.per_minute),
             per_day: written.per_day.unwrap_or(default.per_day),
+            cpu_ms_per_minute: written
+                .cpu_ms_per_minute
+                .unwrap_or(default.cpu_ms_per_minute),
+            cpu_ms_per_day: written.cpu_ms_per_day.unwrap_or(default.cpu_ms_per_day),
+            guests_max: written.guests_max.unwrap_or(default.guests_max),
             memory_max: written.memory_max.unwrap_or(default.memory_max),
             execution_timeout: written
                 .execution_timeout

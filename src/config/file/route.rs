@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Period, Proxy, Size};
 use crate::auth::Role;
+use crate::limits::OnLoss;
 use crate::sandbox::abi::Abi;
 
 /// What to match, who may call, what limits apply, and exactly one target: `execute`, `proxy`,
@@ -152,6 +153,9 @@ pub struct RouteLimits {
     /// Standard output of the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stdout_max: Option<Size>,
+    /// What happens without Redis: `local`, `open` or `closed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_redis_loss: Option<OnLoss>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::{Environment, VARIABLES};
 use super::{load_with, problems_with};
 use crate::gateway::Listener;
+use crate::limits::OnLoss;
 
 const SALT: &str = "2f8a61c09d3be4475a1c6e0b97d2483f";
 
@@ -221,12 +222,61 @@ fn secrets_are_read_from_files() {
 }
 
 #[test]
-fn what_this_version_lacks_is_said() {
-    let problem = problems_with("", &[("REDIS_URL", "redis://:hunter2@cache")]).join("\n");
+fn redis_comes_from_its_variable_and_is_not_shown() {
+    let loaded = load_with("", &[("REDIS_URL", "rediss://u:hunter2@cache:6380/1")]).unwrap();
+    let shared = loaded.config.limits.shared.as_ref().unwrap();
+    assert_eq!(shared.redis.url, "rediss://u:hunter2@cache:6380/1");
+    assert_eq!(shared.redis.timeout, Duration::from_millis(200));
+    assert!(!shared.is_vital);
+    let shown = loaded.to_yaml().unwrap();
     assert!(
-        problem.starts_with("REDIS_URL: ") && problem.contains("unset it"),
-        "{problem}"
+        shown.contains("rediss://u:(hidden)@cache:6380/1"),
+        "{shown}"
     );
-    assert!(!problem.contains("hunter2"));
+    assert!(!format!("{:?}", loaded.config.limits).contains("hunter2"));
+    for bad in [
+        "hunter2",
+        "http://:hunter2@cache",
+        "unix:///hunter2",
+        "rediss://:hunter2@cache/#insecure",
+    ] {
+        let problem = problems_with("", &[("REDIS_URL", bad)]).join("\n");
+        assert!(problem.starts_with("REDIS_URL: "), "{problem}");
+        assert!(!problem.contains("hunter2"), "{problem}");
+    }
     assert!(problems_with("", &[("REDIS_URL_FILE", "/none")])[0].starts_with("REDIS_URL_FILE: "));
+}
+
+#[test]
+fn what_redis_is_told_has_bounds() {
+    for bad in [
+        "url: redis://cache, timeout: 1ms",
+        "url: redis://cache, timeout: 10s",
+        "url: redis://cache, local_share_percent: 0",
+        "url: redis://cache, local_share_percent: 101",
+        "url: redis://cache, key_prefix: ''",
+        "url: redis://cache, key_prefix: 'a b'",
+        "url: redis://cache, key_prefix: '{a}'",
+        "url: redis://cache, on_loss: maybe",
+        "url: redis://cache, ca: ca.pem",
+        "url: redis://cache, ca: ''",
+    ] {
+        let yaml = format!("limits: {{ redis: {{ {bad} }} }}");
+        let problems = problems_with(&yaml, &[]);
+        assert_eq!(problems.len(), 1, "{bad}: {problems:?}");
+    }
+    let yaml = "limits: { redis: { url: redis://cache, on_loss: closed } }
+routes:
+  - { name: a, match: { path: /a }, limits: { on_redis_loss: open }, respond: {} }
+  - { name: b, match: { path: /b }, respond: {} }
+";
+    let config = load_with(yaml, &[]).unwrap().config;
+    assert!(config.limits.shared.unwrap().is_vital);
+    assert_eq!(config.gateway.on_redis_loss, OnLoss::Closed);
+    let on_loss: Vec<_> = config
+        .routes
+        .iter()
+        .map(|r| r.limits.on_redis_loss)
+        .collect();
+    assert_eq!(on_loss, [OnLoss::Open, OnLoss::Closed]);
 }

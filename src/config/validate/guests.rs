@@ -9,7 +9,7 @@ use crate::config::file::{self, File};
 use crate::config::problem::Path;
 use crate::config::secret::SALT_CHARS_MIN;
 use crate::config::values::{Period, Requests, Size};
-use crate::limits::{Rate, TierLimits, Tiers};
+use crate::limits::{Compute, Rate, TierLimits, Tiers};
 use crate::sandbox::{ArtifactKey, ArtifactSettings, CompileSettings, GuestLimits, Settings};
 
 /// The global limits: ceilings for anonymous callers and the Free tier.
@@ -195,6 +195,7 @@ fn tier(tier: &file::Tier, at: &Path, cx: &mut Context) -> TierLimits {
         per_day: tier.per_day.0,
     };
     rate_order(rate, at, cx);
+    let compute = compute(tier, at, cx);
     cx.size(&at.key("memory_max"), tier.memory_max, MEMORY.0, MEMORY.1);
     cx.period(
         &at.key("execution_timeout"),
@@ -204,8 +205,38 @@ fn tier(tier: &file::Tier, at: &Path, cx: &mut Context) -> TierLimits {
     );
     TierLimits {
         rate,
+        compute,
         memory_bytes_max: tier.memory_max.0,
         deadline: tier.execution_timeout.0,
+    }
+}
+
+fn compute(tier: &file::Tier, at: &Path, cx: &mut Context) -> Compute {
+    requests(tier.cpu_ms_per_minute, &at.key("cpu_ms_per_minute"), cx);
+    requests(tier.cpu_ms_per_day, &at.key("cpu_ms_per_day"), cx);
+    requests(tier.guests_max, &at.key("guests_max"), cx);
+    let cpu_ms = Rate {
+        per_minute: tier.cpu_ms_per_minute.0,
+        per_day: tier.cpu_ms_per_day.0,
+    };
+    if let (Some(minute), Some(day)) = (cpu_ms.per_minute, cpu_ms.per_day)
+        && day < minute
+    {
+        let message = format!("{day} ms a day leave the {minute} ms a minute no use");
+        let hint = "raise cpu_ms_per_day, or set cpu_ms_per_minute to unlimited";
+        cx.warning(&at.key("cpu_ms_per_day"), message, hint);
+    }
+    let deadline_ms = tier.execution_timeout.0.as_millis();
+    if let Some(minute) = cpu_ms.per_minute
+        && u128::from(minute) < deadline_ms
+    {
+        let message = format!("one guest may use {deadline_ms} ms, more than a minute has");
+        let hint = "raise cpu_ms_per_minute, or lower execution_timeout";
+        cx.warning(&at.key("cpu_ms_per_minute"), message, hint);
+    }
+    Compute {
+        cpu_ms,
+        guests_max: tier.guests_max.0,
     }
 }
 

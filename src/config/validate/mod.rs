@@ -5,6 +5,7 @@ mod compression;
 mod cors;
 mod guests;
 mod headers;
+mod limits;
 mod production;
 mod proxy;
 mod routes;
@@ -25,7 +26,7 @@ use super::values::{Period, Size};
 use super::{Auth, Config, Environment, Metrics, development_salt};
 use crate::auth::Salt;
 use crate::route::PathPattern;
-use crate::{api, gateway, limits, store, telemetry};
+use crate::{api, gateway, store, telemetry};
 
 /// The settings, or `None` with at least one problem noted.
 pub fn config(file: &File, cx: &mut Context) -> Option<Config> {
@@ -41,19 +42,14 @@ pub fn config(file: &File, cx: &mut Context) -> Option<Config> {
     let metrics = metrics(file, cx);
     let logging = logging(file, cx);
     let routes = routes::routes(file, &tiers, cx);
-    let subjects_max = file.limits.subjects_max;
-    cx.count(
-        &Path::from("limits.subjects_max"),
-        subjects_max,
-        1,
-        10_000_000,
-    );
+    let limits = limits::limits(file, tiers.clone(), cx);
     let api = api::Settings {
         wasm_bytes_max: file.sandbox.wasm_size_max.0,
         input_bytes_max: file.sandbox.input_size_max.0,
         guest,
         tiers: tiers.clone(),
         sign_up: file.auth.sign_up,
+        on_redis_loss: file.limits.redis.on_loss,
     };
     Some(Config {
         environment: file.environment,
@@ -61,10 +57,7 @@ pub fn config(file: &File, cx: &mut Context) -> Option<Config> {
         gateway: gateway?,
         api,
         auth: auth?,
-        limits: limits::Settings {
-            tiers,
-            subjects_max: subjects_max as usize,
-        },
+        limits: limits?,
         sandbox,
         store,
         usage: usage?,
@@ -97,6 +90,7 @@ fn gateway(
         .saturating_add(file.sandbox.input_size_max.0);
     Some(gateway::Settings {
         guest,
+        on_redis_loss: file.limits.redis.on_loss,
         body_bytes_max: file.server.bounds.body_size_max.0,
         api_body_bytes_max: api_body.saturating_add(MULTIPART_BYTES),
         headers: headers?,

@@ -30,6 +30,7 @@ pub fn rules(file: &File, cx: &mut Context) {
     database_rule(file, rest, cx);
     certificate_rule(file, rest, cx);
     plain_http_rule(file, rest, cx);
+    redis_rule(file, rest, cx);
 }
 
 fn name(environment: Environment) -> &'static str {
@@ -124,6 +125,19 @@ fn is_development(certificate: &Certificate) -> bool {
         .as_deref()
         .is_some_and(|path| path.ends_with("development.crt"));
     certificate.development || named
+}
+
+/// A password that travels in the clear; in a network of one's own that may be meant.
+fn redis_rule(file: &File, gravity: Gravity, cx: &mut Context) {
+    let Some(url) = &file.limits.redis.url else {
+        return;
+    };
+    let is_plain = url.reveal().starts_with("redis://") && url.reveal().contains('@');
+    if matches!(gravity, Gravity::Warning | Gravity::Problem) && is_plain {
+        let path = Path::from("limits.redis.url");
+        let hint = "use rediss://, or trust this network";
+        cx.warning(&path, "the password travels without encryption", hint);
+    }
 }
 
 /// Keys that travel in the clear; behind another proxy that may be meant.

@@ -369,6 +369,7 @@ fn limits(route: &file::Route, at: &Path, file: &File, tiers: &Tiers, cx: &mut C
         memory_bytes_max: limits.memory_max.map(|size| size.0),
         deadline: limits.execution_timeout.map(|period| period.0),
         stdout_bytes_max: limits.stdout_max.map(|size| size.0),
+        on_redis_loss: limits.on_redis_loss.unwrap_or(file.limits.redis.on_loss),
     }
 }
 

@@ -1,12 +1,15 @@
 //! Where the buckets live.
 //!
-//! A store answers from this process's memory and never waits. One that shares its buckets with
-//! other gateways takes blocks of tokens ahead in the background and answers from those. Every store
-//! passes the same contract test.
+//! In this process's memory ([`memory`]), or in a Redis that gateways share ([`redis`]): of that, each
+//! gateway takes blocks of tokens ahead in the background, and spends those ([`leases`]). Neither waits
+//! for anything while a request does. A store that answers at once passes the contract test.
 
+pub mod leases;
 pub mod memory;
+pub mod redis;
+mod shards;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Decision, Rate, Subject};
 
@@ -20,6 +23,9 @@ pub trait LimitStore: Send + Sync + 'static {
     /// remembers nothing.
     fn peek(&self, subject: &Subject, rate: Rate, now: Instant) -> Decision;
 
+    /// Takes so many thousandths of a token whether or not they are there, after the fact.
+    fn charge(&self, subject: &Subject, rate: Rate, thousandths: u64, now: Instant);
+
     fn stats(&self) -> Stats;
 }
 
@@ -32,6 +38,10 @@ pub struct Stats {
     /// says that `subjects_max` is too small for the traffic, or that addresses are being used up
     /// on purpose.
     pub forgotten_early: u64,
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

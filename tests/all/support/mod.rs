@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod gateway;
 pub mod postgres;
 pub mod recorder;
+pub mod redis;
 pub mod upstream;
 
 use std::future::Future;

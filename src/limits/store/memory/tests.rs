@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::super::contract;
+use super::super::shards::{Pool, SHARD_SUBJECTS_MAX, locked};
 use super::*;
 
 const SECOND: u64 = 1_000_000_000;
@@ -33,6 +34,13 @@ fn per_day(limit: u32) -> Rate {
     }
 }
 
+impl Shard {
+    fn take(&mut self, subject: &Subject, rate: Rate, now_ns: u64) -> Decision {
+        let quotas = subject.quotas(rate);
+        self.change(subject, now_ns, |account| account.take(quotas, now_ns))
+    }
+}
+
 /// Both indexes hold the same subjects, each where its entry says.
 fn assert_consistent(shard: &Shard) {
     assert_eq!(shard.entries.len(), shard.by_full_at.len());
@@ -57,7 +65,7 @@ fn the_room_is_exact_whatever_the_number() {
     for subjects_max in [
         0, 1, 2, 3, 63, 64, 65, 1000, 1024, 1025, 99_999, 100_000, 3_000_001,
     ] {
-        let pool = Pool::new(subjects_max);
+        let pool = Pool::new(subjects_max, Shard::new);
         let shards: Vec<usize> = pool
             .shards
             .iter()
@@ -86,8 +94,8 @@ fn never_remembers_more_than_it_may() {
     let stats = store.stats();
     assert!(stats.subjects <= 2_000, "{stats:?}");
     assert!(stats.forgotten_early >= 98_000, "{stats:?}");
-    for shard in store.keys.shards.iter().chain(&store.addresses.shards) {
-        assert_consistent(&locked(shard));
+    for shard in store.shards.all() {
+        assert_consistent(&shard);
     }
 }
 
@@ -223,7 +231,7 @@ fn concurrent_floods_keep_the_indexes_whole() {
             });
         }
     });
-    for shard in &store.addresses.shards {
+    for shard in &store.shards.addresses.shards {
         assert_consistent(&locked(shard));
     }
 }

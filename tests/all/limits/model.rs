@@ -1,0 +1,123 @@
+//! What the shared store does, in whole numbers: the script in Redis must agree with it, and the
+//! simulation runs on it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use wasm_wizard::limits::Subject;
+use wasm_wizard::limits::store::leases::{Answer, Call, LEASE};
+
+#[derive(Default)]
+pub struct Store {
+    subjects: HashMap<Subject, State>,
+}
+
+struct State {
+    debts: [u128; 2],
+    at: u64,
+    leases: BTreeMap<String, Lease>,
+}
+
+#[derive(Clone, Copy)]
+struct Lease {
+    held: u32,
+    expires: u64,
+    sequence: u64,
+}
+
+impl Store {
+    /// `None` where a newer question of this gateway was answered before.
+    pub fn call(&mut self, gateway: &str, call: &Call, now: u64) -> Option<Answer> {
+        let lease_us = LEASE.as_micros() as u64;
+        let state = self.subjects.entry(call.subject).or_insert_with(|| State {
+            debts: call.seed,
+            at: now,
+            leases: BTreeMap::new(),
+        });
+        if call.restores {
+            state.debts[1] = state.debts[1].max(call.seed[1]);
+        }
+        let mut ended: Vec<(String, Lease)> = Vec::new();
+        for (name, lease) in &state.leases {
+            if lease.expires <= now {
+                ended.push((name.clone(), *lease));
+            }
+        }
+        ended.sort_by_key(|(_, lease)| lease.expires);
+        for (name, lease) in ended {
+            state.settle(call, lease.expires);
+            state.leases.remove(&name);
+        }
+        state.settle(call, now);
+
+        let own = state.leases.get(gateway).copied();
+        let (mut held, mut back) = (call.held, 0);
+        if let Some(own) = own {
+            if call.sequence <= own.sequence {
+                return None;
+            }
+            held = held.min(own.held);
+            back = call.back.min(own.held - held);
+            state.leases.remove(gateway);
+        }
+        let outstanding = i128::from(state.outstanding()) + i128::from(held);
+        let (mut free, mut room) = (i128::MAX, i128::MAX);
+        for (debt, (limit, window)) in state.debts.iter_mut().zip(call.windows()) {
+            if limit < 0 {
+                continue;
+            }
+            let (limit, unit) = (i128::from(limit), u128::from(window));
+            let floor = outstanding.min(limit) as u128 * unit;
+            let cap = u128::from(call.owes_limits()) * limit as u128 * unit;
+            let given_back = debt.saturating_sub(u128::from(back) * unit);
+            *debt = cap.min(floor.max(given_back) + u128::from(call.owed) * unit / 1_000);
+            free = free.min((limit * unit as i128 - *debt as i128).div_euclid(unit as i128));
+            let refill = match window {
+                1 => 0,
+                _ => (limit * i128::from(lease_us.min(window)) + unit as i128 - 1) / unit as i128,
+            };
+            room = room.min((limit - refill).max(1) - outstanding);
+        }
+        let mut granted = i128::from(call.need).min(free).min(room).max(0);
+        let more = i128::from(call.ahead).min((free - granted).div_euclid(4));
+        granted += more.min(room - granted).max(0);
+        let granted = granted as u32;
+        for (debt, (limit, window)) in state.debts.iter_mut().zip(call.windows()) {
+            if limit >= 0 {
+                *debt += u128::from(granted) * u128::from(window);
+            }
+        }
+        if held + granted > 0 {
+            let lease = Lease {
+                held: held + granted,
+                expires: now + lease_us,
+                sequence: call.sequence,
+            };
+            state.leases.insert(gateway.to_owned(), lease);
+        }
+        Some(Answer {
+            granted,
+            debts: state.debts,
+        })
+    }
+}
+
+impl State {
+    fn outstanding(&self) -> u32 {
+        self.leases.values().map(|lease| lease.held).sum()
+    }
+
+    fn settle(&mut self, call: &Call, moment: u64) {
+        let elapsed = u128::from(moment.saturating_sub(self.at));
+        let outstanding = u128::from(self.outstanding());
+        for (debt, (limit, window)) in self.debts.iter_mut().zip(call.windows()) {
+            let Ok(limit) = u128::try_from(limit) else {
+                *debt = 0;
+                continue;
+            };
+            let floor = outstanding.min(limit) * u128::from(window);
+            let cap = u128::from(call.owes_limits()) * limit * u128::from(window);
+            *debt = floor.max((*debt).min(cap).saturating_sub(elapsed * limit));
+        }
+        self.at = self.at.max(moment);
+    }
+}
