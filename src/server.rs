@@ -1,5 +1,6 @@
 //! The composition root: from the configuration to listeners, services and background tasks.
 
+mod changes;
 mod notify;
 mod observe;
 mod records;
@@ -36,7 +37,6 @@ use crate::limits::Limiter;
 use crate::modules::Registry;
 use crate::sandbox::{Call, Preparation, Sandbox, ShareKey, Stdout};
 use crate::store::Store;
-use crate::store::changes::Changed;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::metrics;
 use crate::tls::{self, CertificateFiles, Terminator, TlsError};
@@ -51,12 +51,6 @@ use upgrade::{Handover, Predecessor};
 const PING_EVERY: Duration = Duration::from_secs(1);
 /// How often the last use of keys is written.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
-/// How often the database is asked which tokens other gateways revoked.
-const REVOCATIONS_EVERY: Duration = Duration::from_millis(500);
-/// How often tokens that ended are deleted.
-const PURGE_EVERY: Duration = Duration::from_secs(600);
-/// How often that is done which a request left to be looked up.
-const RECHECK_EVERY: Duration = Duration::from_millis(250);
 /// Idle connections stay this long after shutdown began, so that a request that is already on its
 /// way is answered.
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
@@ -67,9 +61,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections to the admin listener.
 const ADMIN_CONNECTIONS_MAX: usize = 256;
-
-/// Files that are asked for, at most, for the memory images of cached modules.
-const IMAGES_MAX: u64 = 8192;
 
 /// A gateway that is ready to run: everything that can be wrong has been checked, no port is bound.
 pub struct Server {
@@ -193,7 +184,7 @@ impl Server {
         let listeners = std::mem::take(&mut self.listeners);
         let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.address).collect();
         let sockets = listeners.iter().filter_map(|l| l.socket).collect();
-        raise_open_files(
+        sockets::raise_open_files(
             self.config.gateway.bounds.connections_max,
             self.config.sandbox.cache_bytes_max,
         );
@@ -203,9 +194,11 @@ impl Server {
         let background = self.start_background();
         let records = Records::start(&self.shared, &self.store, &self.config.usage);
         let observing = tokio::spawn(observe::observe(self.config.clone(), self.store.clone()));
-        let tending = tokio::spawn(tend_tokens(self.auth.clone()));
-        let follower = self.follow_changes();
-        let rechecks = self.recheck_keys();
+        let tending = tokio::spawn(changes::tend_tokens(self.auth.clone()));
+        let (registry, auth) = (&self.shared.registry, &self.auth);
+        let changes = self.store.changes();
+        let follower = tokio::spawn(changes::follow(changes, registry.clone(), auth.clone()));
+        let rechecks = tokio::spawn(changes::recheck(registry.clone(), auth.clone()));
         let certificates = tokio::spawn(tls::watch(self.reloader.terminators.clone()));
         let reloads = tokio::spawn(self.reloader.run());
         wait_until_accepting(&addresses).await?;
@@ -342,35 +335,6 @@ impl Server {
             service.threads = Some(1);
         }
         service
-    }
-
-    /// Takes in what other programs, and this one, change in the database.
-    fn follow_changes(&self) -> tokio::task::JoinHandle<()> {
-        let mut changes = self.store.changes();
-        let (registry, auth) = (self.shared.registry.clone(), self.auth.clone());
-        tokio::spawn(async move {
-            loop {
-                let changed = changes.next().await;
-                auth.changed(changed).await;
-                let of_modules = matches!(changed, Changed::Module(_) | Changed::Everything);
-                if of_modules && let Err(error) = registry.changed().await {
-                    tracing::warn!(%error, "which modules are stopped can't be read now");
-                    // Nobody may miss a stop: the connection is made again, and everything read.
-                    changes = changes.again();
-                }
-            }
-        })
-    }
-
-    /// Looks up keys for whom something runs and of which it is not sure that they may still be used.
-    fn recheck_keys(&self) -> tokio::task::JoinHandle<()> {
-        let auth = self.auth.clone();
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(RECHECK_EVERY).await;
-                auth.recheck().await;
-            }
-        })
     }
 
     fn start_background(&self) -> tokio::task::JoinHandle<()> {
@@ -592,61 +556,10 @@ async fn check_database(store: &Store, health: &Health) {
     }
 }
 
-/// Hears of the families of tokens that other gateways revoked, and deletes those that ended long ago.
-/// Apart from other work, so that nothing slow delays it.
-async fn tend_tokens(auth: Authenticator) {
-    let mut purged: Option<Instant> = None;
-    let mut was_told = false;
-    loop {
-        let learned = auth.learn_revocations(chrono::Utc::now()).await;
-        match &learned {
-            Err(error) if !was_told => {
-                tracing::warn!(%error, "revoked access tokens can't be looked up; those of other gateways work until they expire");
-            }
-            Err(_) | Ok(()) => {}
-        }
-        was_told = learned.is_err();
-        if learned.is_ok() && purged.is_none_or(|at| at.elapsed() >= PURGE_EVERY) {
-            purged = Some(Instant::now());
-            if let Err(error) = auth.purge_tokens(chrono::Utc::now()).await {
-                tracing::warn!(%error, "tokens that ended could not be deleted yet");
-            }
-        }
-        tokio::time::sleep(REVOCATIONS_EVERY).await;
-    }
-}
-
 /// What can't be written now stays noted for the next time.
 async fn write_out(auth: &Authenticator) {
     if let Err(error) = auth.flush().await {
         tracing::warn!(%error, "the last use of keys could not be written yet");
-    }
-}
-
-/// A connection is a file: the soft limit, often 1,024, is raised to what the hard one allows.
-fn raise_open_files(connections_max: usize, cache_bytes_max: u64) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    // Each module in the cache may hold a file, the image of its memory. Few count for less than this.
-    let images = (cache_bytes_max / (64 * 1024)).min(IMAGES_MAX);
-    // Proxied requests hold a second socket; the rest is the database, the log and the like.
-    let wanted = connections_max as u64 * 2 + images + 256;
-    let limit = getrlimit(Resource::Nofile);
-    let most = limit.maximum.unwrap_or(u64::MAX);
-    if limit.current.is_some_and(|current| current < wanted) {
-        let raised = Rlimit {
-            current: Some(wanted.min(most)),
-            maximum: limit.maximum,
-        };
-        if let Err(error) = setrlimit(Resource::Nofile, raised) {
-            tracing::warn!(%error, "the limit of open files can't be raised");
-        }
-    }
-    if most < wanted {
-        tracing::warn!(
-            open_files_max = most,
-            wanted,
-            "the hard limit of open files is low for server.connections_max and sandbox.cache_max; raise it or lower these"
-        );
     }
 }
 

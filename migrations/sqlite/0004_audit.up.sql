@@ -15,8 +15,8 @@ CREATE TABLE audit (
     action     TEXT    NOT NULL CHECK (action GLOB '[a-z]*.[a-z]*'),
     subject_id BLOB    CHECK (length(subject_id) = 16),
     -- What the change touched, as it was and as it is; never a secret.
-    before     TEXT    CHECK (json_valid(before)),
-    after      TEXT    CHECK (json_valid(after))
+    before     TEXT    CHECK (before IS NULL OR json_valid(before)),
+    after      TEXT    CHECK (after IS NULL OR json_valid(after))
 ) STRICT;
 
 -- What happened to one user, key or module, newest first.

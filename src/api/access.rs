@@ -234,9 +234,11 @@ async fn guarded(asks: Asks, request: Request, next: Next) -> Result<Response, P
 fn admit(asks: Asks, principal: &Principal) -> Result<(), Failure> {
     match (asks, principal) {
         (Asks::Nothing, _) | (Asks::AnyKey, Principal::Key(_)) => Ok(()),
-        (Asks::Key { .. } | Asks::AnyKey, Principal::Anonymous) => Err(Failure::unauthorized(
-            "this needs an API key: send `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",
-        )),
+        (Asks::Key { .. } | Asks::AnyKey, Principal::Anonymous | Principal::Certificate(_)) => {
+            Err(Failure::unauthorized(
+                "this needs an API key: send `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",
+            ))
+        }
         (Asks::Key { scope, role }, Principal::Key(key)) => {
             if !key.scopes.has(scope) {
                 return Err(Failure::insufficient_scope(scope.as_str()));

@@ -496,7 +496,7 @@ mod tests {
     #[test]
     fn one_use_per_second_is_noted() {
         let hash = [1; 32];
-        let entry = Entry::new(hash, &found(1, hash), at(0));
+        let entry = Entry::new(hash, &found(1, hash), 0, at(0));
         assert!(entry.is_to_note(at(0)));
         assert!(!entry.is_to_note(at(0)));
         assert!(entry.is_to_note(at(1)));

@@ -222,7 +222,7 @@ fn details(route: &Route, params: &[(String, String)], config: &Config) -> Value
             Auth::Key => "an API key with the scope execute".to_owned(),
             Auth::Role(role) => {
                 let name = format!("{role:?}").to_lowercase();
-                let scopes = if role > Role::User {
+                let scopes = if *role > Role::User {
                     "scopes execute and admin"
                 } else {
                     "scope execute"

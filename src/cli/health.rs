@@ -120,6 +120,10 @@ impl Target {
             "https" => 443,
             other => bail!("the URL begins with {other}://; only http:// and https:// are known"),
         };
+        let is_bare = authority.as_str() == authority.host();
+        if !is_bare && authority.port_u16().is_none() {
+            bail!("the port of the URL must be a number up to 65535");
+        }
         let path = match uri.path_and_query().map_or("/", |path| path.as_str()) {
             "/" => args.probe.path(),
             path => path,
@@ -248,6 +252,7 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Answer> {
         .or_else(|| bytes.strip_prefix(b"HTTP/1.0 "))
         .and_then(|rest| rest.split_at_checked(3))
         .filter(|(_, rest)| matches!(rest.first(), Some(b' ' | b'\r')))
+        .filter(|(status, _)| status.iter().all(u8::is_ascii_digit))
         .and_then(|(status, _)| std::str::from_utf8(status).ok()?.parse().ok())
         .context("the answer is not HTTP/1.1")?;
     let end = bytes

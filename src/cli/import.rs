@@ -168,9 +168,10 @@ impl From<StoreError> for Skipped {
     fn from(error: StoreError) -> Skipped {
         match error {
             StoreError::Unavailable(_) | StoreError::Internal(_) => Skipped::Failed(error),
-            StoreError::NotFound(_) | StoreError::Conflict(_) | StoreError::Invalid(_) => {
-                Skipped::Row(error.to_string())
-            }
+            StoreError::NotFound(_)
+            | StoreError::Conflict(_)
+            | StoreError::Invalid(_)
+            | StoreError::LastAdmin => Skipped::Row(error.to_string()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Whether a caller may use what it asks for, now: who it is, what it may do, how much it has left.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use http::{HeaderMap, StatusCode, header};
@@ -92,7 +92,12 @@ impl Gateway {
                     .shared
                     .control
                     .spawn(async move { auth.authenticate(&headers).await });
-                asked.await.unwrap_or(Err(AuthError::Unavailable))
+                let result = asked.await.unwrap_or(Err(AuthError::Unavailable));
+                // One that is refused from memory tells nobody anything new, and costs nothing.
+                if matches!(result, Err(AuthError::Invalid)) {
+                    self.note_guess(ctx);
+                }
+                result
             }
         };
         metrics().authentication(match &result {
@@ -103,10 +108,6 @@ impl Gateway {
             Err(AuthError::TokenExpired) => "expired",
             Err(AuthError::Unavailable) => "unavailable",
         });
-        if matches!(result, Err(AuthError::Invalid | AuthError::Malformed)) {
-            self.check_guesses(ctx)?;
-            self.note_guess(ctx);
-        }
         ctx.principal = result.map_err(|error| match error {
             AuthError::Malformed => Failure::unauthorized(
                 "the credential is malformed: send one `Authorization: Bearer ww_…` or `X-API-Key: ww_…`",

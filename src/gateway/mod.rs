@@ -15,6 +15,7 @@ mod control;
 mod cors;
 mod execute;
 mod feed;
+mod find;
 mod forward;
 pub mod plan;
 mod proxy;
@@ -42,7 +43,7 @@ use crate::auth::Authenticator;
 use crate::failure::Failure;
 use crate::limits::Limiter;
 use crate::modules::Registry;
-use crate::route::{self, Found, ModuleSource, Redirect, Respond, Target};
+use crate::route::{self, ModuleSource, Redirect, Respond, Target};
 use crate::sandbox::Sandbox;
 use crate::telemetry::health::{Health, Probe};
 use crate::upstream::Protocol;
@@ -54,6 +55,7 @@ use compress::PassingBuilder;
 pub use context::Ctx;
 use context::HandledBy;
 use execute::Program;
+use find::{Asked, find_route};
 use plan::{Plan, Service};
 use respond::Stop;
 pub use room::BodyRoom;
@@ -97,17 +99,6 @@ enum Wanted {
     Jwks,
     Route,
     Nothing,
-}
-
-/// What a request asks of the routes.
-enum Asked {
-    Route(u32),
-    /// Whether a page may send a request to this route.
-    Preflight(u32),
-    /// Which methods there are, where no route answers that itself.
-    Options {
-        allow: String,
-    },
 }
 
 /// What follows once `request_filter` is done.
@@ -554,53 +545,6 @@ impl ProxyHttp for Gateway {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         self.log(session, error, ctx);
-    }
-}
-
-/// What the request asks of the routes, and of which.
-fn find_route(plan: &Plan, session: &Session, ctx: &mut Ctx) -> Result<Asked, Stop> {
-    let head = session.req_header();
-    let host = request::host(head)?;
-    let path = route::normalize(head.uri.path())
-        .map_err(|error| Failure::bad_request(error.to_string()))?;
-    let find = |method: &Method| plan.table.find(&host, &path, method, &head.headers);
-    // The route that would answer, if it says what pages of other origins may do.
-    let with_cors = |method: &Method| match find(method) {
-        Found::Route { route, index, .. } if route.cors.is_some() => Some(index),
-        Found::Route { .. } | Found::MethodNotAllowed { .. } | Found::NotFound => None,
-    };
-    if let Some(method) = cors::preflight_for(head)
-        && let Some(index) = with_cors(&method)
-    {
-        ctx.cors_route = Some(index);
-        return Ok(Asked::Preflight(index));
-    }
-    match find(&head.method) {
-        Found::Route {
-            index,
-            params,
-            matched_path,
-            route,
-        } => {
-            ctx.params = params;
-            ctx.route_path_bytes = matched_path.len();
-            ctx.cors_route = route.cors.is_some().then_some(index);
-            Ok(Asked::Route(index))
-        }
-        Found::MethodNotAllowed { allow } => {
-            ctx.cors_route = allow.iter().find_map(with_cors);
-            let mut names: Vec<&str> = allow.iter().map(Method::as_str).collect();
-            // What is asked for with OPTIONS is answered here.
-            names.push(Method::OPTIONS.as_str());
-            names.sort_unstable();
-            names.dedup();
-            let allow = names.join(", ");
-            if head.method == Method::OPTIONS {
-                return Ok(Asked::Options { allow });
-            }
-            Err(Failure::method_not_allowed(allow).into())
-        }
-        Found::NotFound => Err(not_found().into()),
     }
 }
 

@@ -78,7 +78,7 @@ impl Gateway {
             return Ok(());
         };
         let caller = match &ctx.principal {
-            Principal::Anonymous => None,
+            Principal::Anonymous | Principal::Certificate(_) => None,
             Principal::Key(key) => Some(Caller {
                 user_id: key.user_id,
                 key_id: key.key_id,

@@ -5,9 +5,11 @@ mod file;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::lives::{Ended, Lives};
@@ -25,6 +27,10 @@ pub struct Registry {
     wasm_bytes_max: u64,
     /// Modules that nobody may run.
     stopped: Arc<ArcSwap<HashSet<Uuid>>>,
+    /// Held while those are read, so that what was read before does not take the place of what was read after.
+    reading: Arc<Mutex<()>>,
+    /// Whether something began to run of a module of which it is not sure that it may.
+    doubt: Arc<AtomicBool>,
     /// What runs, by its module.
     lives: Arc<Lives<Uuid>>,
 }
@@ -53,6 +59,8 @@ impl Registry {
             sandbox,
             wasm_bytes_max,
             stopped: Arc::default(),
+            reading: Arc::default(),
+            doubt: Arc::default(),
             lives: Arc::default(),
         }
     }
@@ -102,6 +110,7 @@ impl Registry {
 
     /// Reads again which modules nobody may run, and ends what runs of them.
     pub async fn changed(&self) -> Result<(), RegistryError> {
+        let _reading = self.reading.lock().await;
         let stopped: HashSet<Uuid> = self.store.modules_stopped().await?.into_iter().collect();
         let stopped = Arc::new(stopped);
         self.stopped.store(Arc::clone(&stopped));
@@ -111,6 +120,18 @@ impl Registry {
             }
         }
         Ok(())
+    }
+
+    /// [`Registry::changed`], if something runs of a module of which it is not sure that it may. When that can't be
+    /// read now, the doubt stays.
+    pub async fn recheck(&self) {
+        if !self.doubt.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = self.changed().await {
+            tracing::warn!(%error, "which modules are stopped can't be read now");
+            self.doubt.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether nobody may run this module, as far as is known in memory.
@@ -124,10 +145,11 @@ impl Registry {
         module_id: Uuid,
         work: impl Future<Output = T>,
     ) -> Result<T, Ended> {
-        // It may have been stopped after somebody looked and before this was noted.
+        // It may have been stopped after somebody looked and before this was noted; or it was resumed, and
+        // only what is in memory is late.
         let noted = || {
             if self.is_stopped(module_id) {
-                self.lives.end(module_id);
+                self.doubt.store(true, Ordering::Relaxed);
             }
         };
         self.lives.run(module_id, noted, work).await

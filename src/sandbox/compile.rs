@@ -102,7 +102,7 @@ impl Compilers {
             ))
         })?;
         let cache = ModuleCache::new(settings.cache_bytes_max);
-        let artifacts = ArtifactStore::open(settings.artifacts.as_ref(), limits(&settings));
+        let artifacts = ArtifactStore::open(settings.artifacts.as_ref(), settings.check_limits());
         let translations = Translations::new(&settings.compile);
         Ok(Compilers {
             shared: Arc::new(Shared {
@@ -188,7 +188,7 @@ impl Shared {
     }
 
     fn limits(&self) -> check::Limits {
-        limits(&self.settings)
+        self.settings.check_limits()
     }
 
     fn workers_max(&self) -> usize {
@@ -572,14 +572,6 @@ impl Shared {
                 self.cache.not_improvable(hash);
             }
         }
-    }
-}
-
-/// What [`check`] is to hold.
-fn limits(settings: &Settings) -> check::Limits {
-    check::Limits {
-        wasm_bytes_max: settings.wasm_bytes_max,
-        table_elements_max: settings.table_elements_max,
     }
 }
 

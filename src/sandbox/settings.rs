@@ -80,6 +80,14 @@ pub struct GuestLimits {
 }
 
 impl Settings {
+    /// What the check of a module is to hold.
+    pub(super) fn check_limits(&self) -> super::check::Limits {
+        super::check::Limits {
+            wasm_bytes_max: self.wasm_bytes_max,
+            table_elements_max: self.table_elements_max,
+        }
+    }
+
     /// The same for one command that ends soon: nothing is kept ready, and nothing is left on the disk
     /// of whoever runs it.
     #[must_use]

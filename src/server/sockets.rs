@@ -10,6 +10,9 @@ use pingora_core::server::{ListenFds, RuntimeOpts, ShutdownWatch};
 use pingora_core::services::Service;
 use tokio::net::TcpSocket;
 
+/// Files that are asked for, at most, for the memory images of cached modules.
+const IMAGES_MAX: u64 = 8192;
+
 /// Connections that may wait to be accepted: a burst of them must not have to try again. Linux takes no
 /// more than `net.core.somaxconn`, 4,096 where nobody changed it.
 const WAITING_MAX: u32 = 4_096;
@@ -100,5 +103,32 @@ impl<S: Service> Service for OnSocket<S> {
 
     fn listen_addresses(&self) -> Option<Vec<String>> {
         self.service.listen_addresses()
+    }
+}
+
+/// A connection is a file: the soft limit, often 1,024, is raised to what the hard one allows.
+pub(super) fn raise_open_files(connections_max: usize, cache_bytes_max: u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // Each module in the cache may hold a file, the image of its memory. Few count for less than this.
+    let images = (cache_bytes_max / (64 * 1024)).min(IMAGES_MAX);
+    // Proxied requests hold a second socket; the rest is the database, the log and the like.
+    let wanted = connections_max as u64 * 2 + images + 256;
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(u64::MAX);
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: Some(wanted.min(most)),
+            maximum: limit.maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files can't be raised");
+        }
+    }
+    if most < wanted {
+        tracing::warn!(
+            open_files_max = most,
+            wanted,
+            "the hard limit of open files is low for server.connections_max and sandbox.cache_max; raise it or lower these"
+        );
     }
 }

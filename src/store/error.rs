@@ -47,9 +47,10 @@ impl StoreError {
     pub(super) fn call_result(&self) -> CallResult {
         match self {
             StoreError::Unavailable(_) => CallResult::Unavailable,
-            StoreError::NotFound(_) | StoreError::Conflict(_) | StoreError::Invalid(_) => {
-                CallResult::Refused
-            }
+            StoreError::NotFound(_)
+            | StoreError::Conflict(_)
+            | StoreError::Invalid(_)
+            | StoreError::LastAdmin => CallResult::Refused,
             StoreError::Internal(_) => CallResult::Failed,
         }
     }

@@ -443,8 +443,15 @@ impl Metrics {
             ),
             (
                 &self.http2_floods,
-                &["resets", "control", "continuations", "window_updates"],
+                &[
+                    "resets",
+                    "control",
+                    "continuations",
+                    "window_updates",
+                    "streams",
+                ],
             ),
+            (&self.requests_refused, &["total", "address"]),
             (&self.certificate_reloads, &["ok", "refused"]),
             (&self.addresses_denied, &["listener", "route"]),
             (&self.config_reloads, &["ok", "refused"]),

@@ -159,6 +159,36 @@ impl Image {
     }
 }
 
+/// Without symbols, as what ships; the tests' profile leaves more code in it than that of releases.
+#[test]
+fn the_image_is_small() {
+    const BYTES_MAX: u64 = 120_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let stripped = dir.path().join("wasm-wizard");
+    succeed(
+        program("strip", "binutils")
+            .arg("-o")
+            .arg(&stripped)
+            .arg(env!("CARGO_BIN_EXE_wasm-wizard")),
+    );
+    let tree = dir.path().join("root");
+    succeed(
+        Command::new(root().join("docker/root.sh"))
+            .arg(&stripped)
+            .arg(&tree),
+    );
+    let mut bytes = 0;
+    let mut stack = vec![tree];
+    while let Some(path) = stack.pop() {
+        if path.is_dir() {
+            stack.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        } else {
+            bytes += path.symlink_metadata().unwrap().len();
+        }
+    }
+    assert!(bytes < BYTES_MAX, "{bytes} bytes");
+}
+
 struct Running(Child);
 
 impl Drop for Running {

@@ -68,7 +68,12 @@ sys.exit(JsonStrictValidator(SchemaVersion.V1_6).validate_str(open(sys.argv[1]).
     }
     for component in components {
         let hash = &component["hashes"][0]["content"];
-        assert_eq!(hash.as_str().map(str::len), Some(64), "{component}");
+        // Of what is in this repository no registry has a checksum.
+        let is_ours = root()
+            .join("vendor")
+            .join(component["name"].as_str().unwrap());
+        let length = (!is_ours.exists()).then_some(64);
+        assert_eq!(hash.as_str().map(str::len), length, "{component}");
         assert!(component["licenses"].is_array(), "{component}");
     }
 }

@@ -128,7 +128,8 @@ async fn there_are_so_many_connections_in_all() {
     let held = std::sync::Mutex::new(Vec::new());
     // The gateway's own check at start may still have a place, so one more is held each time.
     eventually("all places are taken", async || {
-        held.lock().unwrap().push(connect(gateway.http).await);
+        let connection = connect(gateway.http).await;
+        held.lock().unwrap().push(connection);
         (!is_served(&gateway).await).then_some(())
     })
     .await;

@@ -401,8 +401,12 @@ async fn who_leaves_while_waiting_leaves_its_place_to_others() {
         let asking = url.clone();
         let waiting = tokio::spawn(async move {
             // Until it has the place, which others may have for a moment.
-            while let Ok(answer) = client.get(&asking).send().await {
-                assert_eq!(answer.status(), 503);
+            loop {
+                if let Ok(answer) = client.get(&asking).send().await {
+                    assert_eq!(answer.status(), 503);
+                }
+                // Not so fast that it is taken for a flood.
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
         let busy = async || {
@@ -418,11 +422,12 @@ async fn who_leaves_while_waiting_leaves_its_place_to_others() {
     let last = tokio::spawn(gateway.client().get(&url).send());
     go.notify_one();
     assert_eq!(first.await.unwrap().unwrap().status(), 200);
-    eventually("the last one is there", async || {
-        (slow.hits() == 2).then_some(())
+    // One that left just now may have come to the upstream before it.
+    eventually("the last one is answered", async || {
+        go.notify_one();
+        last.is_finished().then_some(())
     })
     .await;
-    go.notify_one();
     assert_eq!(last.await.unwrap().unwrap().status(), 200);
 }
 

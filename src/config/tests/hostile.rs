@@ -42,7 +42,7 @@ fn unknown_keys_say_what_was_meant() {
     let far = problem("metrics:\n  zzz: 1\n");
     assert_eq!(
         far,
-        "2:3: metrics: unknown key 'zzz' — the keys here are enabled, path, public"
+        "2:3: metrics: unknown key 'zzz' — the keys here are enabled, path, public, backup_stamp"
     );
     assert!(problem("<<: {}\n").contains("unknown key '<<'"));
     assert!(problem("2: {}\n").contains("unknown key '2'"));

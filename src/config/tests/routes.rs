@@ -56,7 +56,6 @@ fn a_forgotten_auth_does_not_open_a_route() {
         "{ role: root }",
         "{ role: admin, key: 1 }",
         "role",
-        "{ certificate: { subject: [a] } }",
         "{ certificate: 1 }",
         "{ none: 1 }",
         "5",

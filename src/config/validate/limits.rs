@@ -7,7 +7,7 @@ use crate::config::context::Context;
 use crate::config::file::{self, File};
 use crate::config::problem::Path;
 use crate::config::values::Period;
-use crate::limits::store::redis::{self, SettingsError};
+use crate::limits::store::redis::{Settings as RedisSettings, SettingsError, check_url};
 use crate::limits::{OnLoss, Settings, SharedSettings, Tiers};
 
 const KEY_PREFIX_CHARS_MAX: usize = 64;
@@ -44,7 +44,7 @@ fn shared(redis: &file::Redis, at: &Path, cx: &mut Context) -> Option<Option<Sha
     let url = url.reveal();
     url_rules(url, ca.as_ref(), at, cx)?;
     Some(Some(SharedSettings {
-        redis: redis::Settings {
+        redis: RedisSettings {
             url: url.to_string(),
             ca,
             timeout: redis.timeout.0,
@@ -57,7 +57,7 @@ fn shared(redis: &file::Redis, at: &Path, cx: &mut Context) -> Option<Option<Sha
 
 /// Refuses what can't be a Redis, without showing it: it may hold a password.
 fn url_rules(url: &str, ca: Option<&PathBuf>, at: &Path, cx: &mut Context) -> Option<()> {
-    if let Err(error) = redis::check_url(url) {
+    if let Err(error) = check_url(url) {
         let hint = "use redis://host:6379, or rediss://user:password@host:6379 with TLS";
         cx.problem(&at.key("url"), error, hint);
         return None;

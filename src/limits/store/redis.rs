@@ -420,6 +420,9 @@ fn key(prefix: &str, subject: &Subject) -> String {
     match subject {
         Subject::User(user, tier) => format!("{prefix}:{{user:{user}:{tier}}}"),
         Subject::RouteUser(route, user) => format!("{prefix}:{{route:{route}:user:{user}}}"),
+        Subject::RouteCertificate(route, certificate) => {
+            format!("{prefix}:{{route:{route}:certificate:{certificate}}}")
+        }
         Subject::RouteAddress(route, address) => {
             format!("{prefix}:{{route:{route}:address:{address}}}")
         }

@@ -42,9 +42,11 @@ impl<S> Shards<S> {
 
     pub(super) fn of(&self, subject: &Subject) -> MutexGuard<'_, S> {
         match subject {
-            Subject::User(..) | Subject::RouteUser(..) | Subject::Cpu(..) | Subject::Guests(..) => {
-                self.keys.of(subject)
-            }
+            Subject::User(..)
+            | Subject::RouteUser(..)
+            | Subject::RouteCertificate(..)
+            | Subject::Cpu(..)
+            | Subject::Guests(..) => self.keys.of(subject),
             Subject::RouteAddress(..) | Subject::AuthFailure(_) => self.addresses.of(subject),
         }
     }

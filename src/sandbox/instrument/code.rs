@@ -192,8 +192,16 @@ mod tests {
 
     fn decoded(added: Added) -> String {
         let mut bytes = Vec::new();
+        // Where the parser knows an operator only in its place, it stands there.
+        if matches!(added, Added::Else) {
+            Added::If.encode(&mut bytes);
+        }
+        let before = bytes.len();
         added.encode(&mut bytes);
         let mut reader = OperatorsReader::new(BinaryReader::new(&bytes, 0));
+        if before > 0 {
+            reader.read().unwrap();
+        }
         let operator: Operator<'_> = reader.read().unwrap();
         assert!(reader.eof(), "{added:?}");
         format!("{operator:?}")

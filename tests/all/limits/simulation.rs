@@ -533,7 +533,8 @@ fn on_a_calm_day_nearly_all_of_the_limit_is_admitted() {
         let mut simulation = Simulation::new(calm(gateways, per_minute, 2_000));
         simulation.run();
         simulation.assert_one_bucket();
-        let allowed = 3 * per_minute as usize;
+        // The last token is there only when the time is over.
+        let allowed = 3 * per_minute as usize - 1;
         let admitted = simulation.admitted.len();
         assert!(
             admitted * 100 >= allowed * 98,

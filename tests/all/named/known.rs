@@ -28,6 +28,12 @@ const EXPLAINED: [(&str, &str); 2] = [
     ("X_A", "a header's name in an example"),
 ];
 
+/// Names that begin as those of metrics do, and are something else.
+const OTHERS: [(&str, &str); 2] = [
+    ("wasmwiz_changes", "PostgreSQL's channel for changes"),
+    ("wasmwiz_owner", "a role of PostgreSQL, in an example"),
+];
+
 /// How names begin that are Linux' own.
 const SYSTEM: [&str; 4] = ["MADV_", "MAP_", "O_", "SCHED_"];
 
@@ -115,6 +121,11 @@ impl Known {
         found.extend(EXPLAINED.map(|(name, _)| name.to_owned()));
         found
     }
+}
+
+/// Whether it is no metric, though it looks like one.
+pub fn is_no_metric(name: &str) -> bool {
+    OTHERS.iter().any(|(other, _)| *other == name)
 }
 
 /// What rules of Prometheus record.

