@@ -146,8 +146,15 @@ impl Builder {
     /// Starts it without waiting.
     fn spawn(&self) -> Gateway {
         let dir = self.dir.clone().unwrap_or_else(|| Arc::new(workdir()));
-        let (https, http, admin) = (free_port(), free_port(), free_port());
-        let second = free_port();
+        let mut ports = Vec::new();
+        while ports.len() < 4 {
+            // The system may offer one that it has offered just before.
+            let port = free_port();
+            if !ports.contains(&port) {
+                ports.push(port);
+            }
+        }
+        let (https, http, admin, second) = (ports[0], ports[1], ports[2], ports[3]);
         let mut config = self.config.clone();
         let server = &mut config["server"];
         server["https"] = json!([{ "address": format!("127.0.0.1:{https}"), "certificates":
@@ -297,6 +304,11 @@ impl Gateway {
 
     /// The API key that the first start printed.
     pub fn admin_key(&self) -> String {
+        // Another thread reads what was printed, and may be a moment late.
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !self.stdout().contains("ww_") && std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         let out = self.stdout();
         let at = out
             .find("ww_")
