@@ -7,7 +7,8 @@ usage() {
 Usage: scripts/test.sh [--no-install] [ARGUMENTS OF cargo test]
 
 Installs the Debian packages the tests need (unless --no-install), then runs: cargo fmt, cargo clippy,
-shellcheck, all tests. What else these run (scripts/requirements.txt) goes into target/tools-venv.
+shellcheck, all tests, and, unless arguments choose some of them, scripts/check_api.sh. What else these run
+(scripts/requirements.txt) goes into target/tools-venv.
 Honours CARGO_TARGET_DIR. The first run compiles Wasmer and Pingora.
 TXT
 }
@@ -57,3 +58,7 @@ step cargo clippy
 cargo clippy --locked --all-targets -- -D warnings
 step cargo test
 cargo test --locked "$@"
+if [ "$#" -eq 0 ]; then
+  step scripts/check_api.sh
+  scripts/check_api.sh
+fi

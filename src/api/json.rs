@@ -2,7 +2,8 @@
 
 use axum::extract::Request;
 use axum::http::StatusCode;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 
 use super::body::{self, Bound, ContentType};
 use super::problem::Problem;
@@ -34,6 +35,21 @@ pub(super) async fn read<T: DeserializeOwned>(
     }
 }
 
+/// A whole number or null. To JSON Schema 3600.0 is a whole number too, and some programs write it so.
+pub(super) fn whole_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let Some(number) = Option::<f64>::deserialize(from)? else {
+        return Ok(None);
+    };
+    if number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number) {
+        Ok(Some(number as u32))
+    } else {
+        Err(D::Error::custom(format_args!(
+            "{number} is not a whole number from 0 to {}",
+            u32::MAX
+        )))
+    }
+}
+
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], example: &str) -> Result<T, Failure> {
     let malformed =
         |message: String| Failure::new(StatusCode::BAD_REQUEST, code::MALFORMED_JSON, message);
@@ -54,4 +70,47 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], example: &str) -> Result<
             "the body at line {line}, column {column}: {message}"
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Body {
+        #[serde(default, deserialize_with = "whole_number")]
+        days: Option<u32>,
+    }
+
+    fn days(value: &str) -> Result<Option<u32>, serde_json::Error> {
+        serde_json::from_str(&format!("{{\"days\": {value}}}")).map(|body: Body| body.days)
+    }
+
+    #[test]
+    fn whole_numbers_are_those_of_json_schema() {
+        for (value, expected) in [
+            ("7", Some(7)),
+            ("7.0", Some(7)),
+            ("0", Some(0)),
+            ("-0", Some(0)),
+            ("4294967295", Some(u32::MAX)),
+            ("1e3", Some(1000)),
+            ("null", None),
+        ] {
+            assert_eq!(days(value).unwrap(), expected, "{value}");
+        }
+        for value in [
+            "7.5",
+            "-1",
+            "4294967296",
+            "1e300",
+            "1e-5",
+            "\"7\"",
+            "true",
+            "[]",
+        ] {
+            assert!(days(value).is_err(), "{value}");
+        }
+        assert_eq!(serde_json::from_str::<Body>("{}").unwrap().days, None);
+    }
 }

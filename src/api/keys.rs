@@ -43,6 +43,7 @@ const ROTATE_EXAMPLE: &str = r#"{"overlap_seconds": 3600}"#;
 #[serde(deny_unknown_fields)]
 pub(super) struct NewKeyRequest {
     name: Option<String>,
+    #[serde(default, deserialize_with = "json::whole_number")]
     expires_in_days: Option<u32>,
     /// RFC 3339.
     expires_at: Option<String>,
@@ -87,6 +88,7 @@ struct List {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RotateRequest {
+    #[serde(default, deserialize_with = "json::whole_number")]
     overlap_seconds: Option<u32>,
 }
 

@@ -107,20 +107,34 @@ pub(super) async fn read_chunk(session: &mut Session) -> Result<Option<Bytes>, B
 }
 
 /// Reads on after an answer that did not wait for the whole body. HTTP/2 would else reset the stream,
-/// which may overtake the answer; Pingora does the same for HTTP/1 itself. Bounded in bytes and time:
-/// a client that goes on sending is cut off.
+/// and a connection that is closed while something of it is unread is reset (RFC 9112 section 9.6):
+/// either may overtake the answer. Of a connection that goes on, Pingora does the same itself. Bounded
+/// in bytes and time: a client that goes on sending is cut off.
 pub(super) async fn linger(session: &mut Session, timeout: Duration) {
     const BYTES_MAX: usize = 4 * 1024 * 1024;
+    /// Of HTTP/1 only, where it is the end of the connection that is waited for.
+    const SILENCE_MAX: Duration = Duration::from_millis(500);
     let downstream = session.as_downstream_mut();
-    if !downstream.is_http2() || downstream.is_body_done() {
+    if downstream.is_body_done() {
         return;
+    }
+    let mut silence_max = timeout;
+    if !downstream.is_http2() {
+        let goes_on = downstream.get_keepalive().is_some()
+            && downstream.get_keepalive_reuses_remaining() != Some(0);
+        // The answer leaves before anything is waited for.
+        if goes_on || downstream.finish_body().await.is_err() {
+            return;
+        }
+        silence_max = SILENCE_MAX;
     }
     let discard = async {
         let mut read = 0;
         while read < BYTES_MAX {
-            match downstream.read_request_body().await {
-                Ok(Some(chunk)) => read += chunk.len(),
-                Ok(None) | Err(_) => return,
+            let chunk = tokio::time::timeout(silence_max, downstream.read_request_body()).await;
+            match chunk {
+                Ok(Ok(Some(chunk))) => read += chunk.len(),
+                Ok(Ok(None) | Err(_)) | Err(_) => return,
             }
         }
     };

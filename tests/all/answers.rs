@@ -215,6 +215,31 @@ async fn raw(port: u16, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answer[..n]).into_owned()
 }
 
+/// The answer to a request that is refused by its head comes to a client that first sends all of its
+/// body, and only then reads.
+#[tokio::test]
+async fn a_refusal_is_not_lost_beneath_the_body() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let gateway = gateway().start_plain();
+    let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", gateway.http))
+        .await
+        .unwrap();
+    // More than the buffers of a socket take.
+    let bytes = 3 << 20;
+    let head = format!("POST /fn/%zz HTTP/1.1\r\nHost: a\r\nContent-Length: {bytes}\r\n\r\n");
+    socket.write_all(head.as_bytes()).await.unwrap();
+    for piece in vec![b'x'; bytes].chunks(64 << 10) {
+        socket.write_all(piece).await.unwrap();
+    }
+    let mut answer = String::new();
+    let read = tokio::time::timeout(PATIENCE, socket.read_to_string(&mut answer));
+    read.await.expect("the connection ends").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let lower = answer.to_ascii_lowercase();
+    assert!(lower.contains("\r\nconnection: close\r\n"), "{answer}");
+    assert!(answer.trim_end().ends_with('}'), "{answer}");
+}
+
 #[tokio::test]
 async fn a_head_that_trickles_in_is_cut_off() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

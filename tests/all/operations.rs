@@ -67,6 +67,7 @@ fn every_script_explains_itself_and_refuses_what_it_does_not_know() {
     let directory = tempfile::tempdir().unwrap();
     for name in [
         "backup.sh",
+        "check_api.sh",
         "collect-logs.sh",
         "generate_secrets.sh",
         "import_legacy.sh",

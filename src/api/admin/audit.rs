@@ -54,15 +54,15 @@ pub(in crate::api) async fn list(
         Some(value) => values::number("limit", value, 1..=PAGE_ENTRIES_MAX)?,
         None => LIMIT_DEFAULT,
     };
-    let action = match query.value("action")? {
-        Some(value) => Some(values::name("action", value, ACTION_BYTES_MAX)?),
+    let asked = match query.value("action")? {
+        Some(value) => Some(action(value)?),
         None => None,
     };
     let filter = Filter {
         user_id: id(&query, "user_id")?,
         key_id: id(&query, "key_id")?,
         subject_id: id(&query, "subject_id")?,
-        action,
+        action: asked,
         since: time(&query, "since")?,
         until: time(&query, "until")?,
         before: id(&query, "before")?,
@@ -72,6 +72,18 @@ pub(in crate::api) async fn list(
     let next = entries.last().map(|entry| entry.id).filter(|_| is_full);
     let entries = entries.into_iter().map(Shown::from).collect();
     Ok(Json(Page { entries, next }).into_response())
+}
+
+/// An action's name; what none can be is told instead of finding nothing.
+fn action(value: &[u8]) -> Result<&str, Failure> {
+    let text = values::text("action", value, ACTION_BYTES_MAX)?;
+    let has_form = |byte: u8| byte.is_ascii_lowercase() || matches!(byte, b'.' | b'_');
+    if text.is_empty() || !text.bytes().all(has_form) {
+        return Err(Failure::bad_request(
+            "`action` must be an action such as key.revoke",
+        ));
+    }
+    Ok(text)
 }
 
 fn time(query: &Query, name: &str) -> Result<Option<DateTime<Utc>>, Failure> {
