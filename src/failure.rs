@@ -57,6 +57,7 @@ pub mod code {
     pub const TIME_LIMIT_EXCEEDED: &str = "time_limit_exceeded";
     pub const MEMORY_LIMIT_EXCEEDED: &str = "memory_limit_exceeded";
     pub const STACK_LIMIT_EXCEEDED: &str = "stack_limit_exceeded";
+    pub const TABLE_LIMIT_EXCEEDED: &str = "table_limit_exceeded";
     pub const OUTPUT_LIMIT_EXCEEDED: &str = "output_limit_exceeded";
     pub const INVALID_GUEST_RESPONSE: &str = "invalid_guest_response";
     pub const CANCELLED: &str = "cancelled";
@@ -118,6 +119,7 @@ pub mod code {
         TIME_LIMIT_EXCEEDED,
         MEMORY_LIMIT_EXCEEDED,
         STACK_LIMIT_EXCEEDED,
+        TABLE_LIMIT_EXCEEDED,
         OUTPUT_LIMIT_EXCEEDED,
         INVALID_GUEST_RESPONSE,
         CANCELLED,

@@ -523,6 +523,8 @@ async fn self_test(sandbox: &Sandbox) -> anyhow::Result<()> {
             memory_bytes_max: 1 << 20,
             stdout_bytes_max: 1024,
             stderr_bytes_max: 1024,
+            stack_bytes_max: 1 << 20,
+            table_elements_max: 100_000,
         },
         share: ShareKey::default(),
     };

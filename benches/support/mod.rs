@@ -61,6 +61,8 @@ pub fn call(input: Bytes, deadline: Duration) -> Call {
             memory_bytes_max: 128 << 20,
             stdout_bytes_max: 8 << 20,
             stderr_bytes_max: 64 << 10,
+            stack_bytes_max: 1 << 20,
+            table_elements_max: 100_000,
         },
         share: ShareKey::default(),
     }

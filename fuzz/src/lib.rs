@@ -85,7 +85,7 @@ fn settings() -> Settings {
         warm_max: 4,
         queue_max: 16,
         queue_timeout: PATIENCE,
-        stack_bytes: 1 << 20,
+        stack_bytes_max: 1 << 20,
         table_elements_max: 10_000,
         cache_bytes_max: 16 << 20,
         compile: CompileSettings {
@@ -161,6 +161,8 @@ fn call() -> Call {
             memory_bytes_max: 16 << 20,
             stdout_bytes_max: 1 << 16,
             stderr_bytes_max: 1 << 10,
+            stack_bytes_max: 1 << 20,
+            table_elements_max: 100_000,
         },
         share: ShareKey::default(),
     }

@@ -114,6 +114,11 @@ fn failure(end: &End) -> Result<Option<GuestFailure>, Problem> {
             "stack",
             "the module's calls went deeper than its stack; call less deeply, or keep less on the stack",
         ),
+        End::TableLimit => over(
+            code::TABLE_LIMIT_EXCEEDED,
+            "table",
+            "the module wanted more table elements than its limit and failed of it",
+        ),
         End::OutputLimit => over(
             code::OUTPUT_LIMIT_EXCEEDED,
             "output",
@@ -202,6 +207,7 @@ fn exit_code(end: &End) -> Option<i32> {
         | End::TimeLimit
         | End::MemoryLimit
         | End::StackLimit
+        | End::TableLimit
         | End::OutputLimit
         | End::Cancelled
         | End::HostError(_) => None,
@@ -308,6 +314,12 @@ mod tests {
                 End::StackLimit,
                 "stack_limit_exceeded",
                 json!("stack"),
+                null.clone(),
+            ),
+            (
+                End::TableLimit,
+                "table_limit_exceeded",
+                json!("table"),
                 null.clone(),
             ),
             (

@@ -94,6 +94,8 @@ impl World {
                     memory_bytes_max: 1 << 20,
                     stdout_bytes_max: 1000,
                     stderr_bytes_max: 1000,
+                    stack_bytes_max: 1 << 20,
+                    table_elements_max: 100_000,
                 },
                 tiers: Tiers::default(),
                 sign_up: true,
@@ -188,7 +190,7 @@ fn sandbox_settings() -> sandbox::Settings {
         warm_max: 1,
         queue_max: 1,
         queue_timeout: Duration::from_secs(1),
-        stack_bytes: 1 << 20,
+        stack_bytes_max: 1 << 20,
         table_elements_max: 100,
         cache_bytes_max: 1 << 20,
         compile: CompileSettings {

@@ -195,6 +195,7 @@ fn describe(end: &End) -> String {
         End::TimeLimit => "stopped: time limit exceeded".into(),
         End::MemoryLimit => "stopped: memory limit exceeded".into(),
         End::StackLimit => "stopped: stack limit exceeded".into(),
+        End::TableLimit => "stopped: table limit exceeded".into(),
         End::OutputLimit => "stopped: output limit exceeded".into(),
         End::Cancelled => "cancelled".into(),
         End::HostError(error) => format!("the sandbox failed: {error}"),
@@ -207,7 +208,11 @@ fn exit_code(end: &End) -> i32 {
         End::Exit(code) if (0..=255).contains(code) => *code,
         End::Exit(_) => 1,
         End::TimeLimit => 124,
-        End::MemoryLimit | End::StackLimit | End::OutputLimit | End::Cancelled => 125,
+        End::MemoryLimit
+        | End::StackLimit
+        | End::TableLimit
+        | End::OutputLimit
+        | End::Cancelled => 125,
         End::Trap(_) => 126,
         End::HostError(_) => 70,
     }

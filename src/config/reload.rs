@@ -6,6 +6,8 @@ use sha2::{Digest, Sha256};
 
 use super::tree::Kind;
 use super::{Loaded, file};
+use crate::limits::Tiers;
+use crate::sandbox;
 
 /// Keys that a reload takes over, each with everything below it. What is not named here needs a
 /// restart, and so does a new key until somebody has thought about it.
@@ -78,6 +80,7 @@ impl Loaded {
                 keys.push(key.to_owned());
             }
         }
+        keys.extend(over_ceilings(&old.sandbox, &new.limits.tiers));
         keys
     }
 
@@ -98,6 +101,27 @@ impl Loaded {
             },
         }
     }
+}
+
+/// The keys of tiers that give guests more than a sandbox of these settings was made for. Until it is made
+/// anew, they get no more than that.
+fn over_ceilings(sandbox: &sandbox::Settings, tiers: &Tiers) -> Vec<String> {
+    let rows = [
+        ("free", &tiers.free),
+        ("basic", &tiers.basic),
+        ("pro", &tiers.pro),
+        ("enterprise", &tiers.enterprise),
+    ];
+    let mut keys = Vec::new();
+    for (name, tier) in rows {
+        if tier.stack_bytes_max > Some(sandbox.stack_bytes_max) {
+            keys.push(format!("tiers.{name}.stack_size"));
+        }
+        if tier.table_elements_max > Some(sandbox.table_elements_max) {
+            keys.push(format!("tiers.{name}.table_elements_max"));
+        }
+    }
+    keys
 }
 
 fn plain(file: &file::File) -> Value {

@@ -210,6 +210,7 @@ impl Gateway {
             | End::TimeLimit
             | End::MemoryLimit
             | End::StackLimit
+            | End::TableLimit
             | End::OutputLimit
             | End::Cancelled
             | End::HostError(_) => Err(guest_failure(&outcome.end, ctx).into()),

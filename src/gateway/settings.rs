@@ -89,6 +89,8 @@ impl Settings {
                 memory_bytes_max: 0,
                 stdout_bytes_max: 0,
                 stderr_bytes_max: 0,
+                stack_bytes_max: 0,
+                table_elements_max: 0,
             },
             on_redis_loss: OnLoss::Local,
             body_bytes_max: 0,

@@ -43,6 +43,11 @@ pub struct TierLimits {
     pub compute: Compute,
     pub memory_bytes_max: u64,
     pub deadline: Duration,
+    /// `None` gives what the global limit does, as in those below.
+    pub stdout_bytes_max: Option<u64>,
+    pub stderr_bytes_max: Option<u64>,
+    pub stack_bytes_max: Option<u64>,
+    pub table_elements_max: Option<u32>,
 }
 
 /// Requests per minute and per day; `None` means without limit, 0 that nothing is admitted. The
@@ -363,12 +368,17 @@ impl Tiers {
 
     /// What a guest may use when a caller of this tier (`None`: anonymous) starts it, given the
     /// global limits. Those are ceilings for anonymous callers and the Free tier; a higher tier gets
-    /// what its row says. Output bounds are the global ones for all.
+    /// what its row says, and the global one where the row says nothing.
     pub fn guest_limits(&self, tier: Option<Tier>, global: GuestLimits) -> GuestLimits {
         let of = |limits: &TierLimits| GuestLimits {
             deadline: limits.deadline,
             memory_bytes_max: limits.memory_bytes_max,
-            ..global
+            stdout_bytes_max: limits.stdout_bytes_max.unwrap_or(global.stdout_bytes_max),
+            stderr_bytes_max: limits.stderr_bytes_max.unwrap_or(global.stderr_bytes_max),
+            stack_bytes_max: limits.stack_bytes_max.unwrap_or(global.stack_bytes_max),
+            table_elements_max: limits
+                .table_elements_max
+                .unwrap_or(global.table_elements_max),
         };
         match tier {
             None => global,
@@ -392,6 +402,10 @@ impl Default for Tiers {
             },
             memory_bytes_max: memory_mib * MIB,
             deadline: Duration::from_secs(deadline_seconds),
+            stdout_bytes_max: None,
+            stderr_bytes_max: None,
+            stack_bytes_max: None,
+            table_elements_max: None,
         };
         Tiers {
             free: tier(Some((10, 500)), Some((60_000, 1_800_000)), Some(8), 128, 5),

@@ -38,6 +38,8 @@ fn global_limits_are_ceilings_for_anonymous_and_free_only() {
         memory_bytes_max: 64 * MIB,
         stdout_bytes_max: 8 * MIB,
         stderr_bytes_max: 1024,
+        stack_bytes_max: 1 << 20,
+        table_elements_max: 100_000,
     };
     let tiers = Tiers::default();
     assert_eq!(tiers.guest_limits(None, global), global);
@@ -62,6 +64,38 @@ fn global_limits_are_ceilings_for_anonymous_and_free_only() {
         (free.deadline.as_secs(), free.memory_bytes_max),
         (5, 128 * MIB)
     );
+}
+
+#[test]
+fn a_tier_may_have_output_stack_and_tables_of_its_own() {
+    let global = GuestLimits {
+        deadline: Duration::from_secs(2),
+        memory_bytes_max: 64 * MIB,
+        stdout_bytes_max: 100,
+        stderr_bytes_max: 100,
+        stack_bytes_max: 100,
+        table_elements_max: 100,
+    };
+    let mut tiers = Tiers::default();
+    for row in [&mut tiers.free, &mut tiers.pro] {
+        row.stdout_bytes_max = Some(200);
+        row.stderr_bytes_max = Some(50);
+        row.stack_bytes_max = Some(300);
+        row.table_elements_max = Some(400);
+    }
+    let four = |tier| {
+        let limits = tiers.guest_limits(tier, global);
+        (
+            limits.stdout_bytes_max,
+            limits.stderr_bytes_max,
+            limits.stack_bytes_max,
+            limits.table_elements_max,
+        )
+    };
+    assert_eq!(four(None), (100, 100, 100, 100));
+    assert_eq!(four(Some(Tier::Free)), (100, 50, 100, 100));
+    assert_eq!(four(Some(Tier::Basic)), (100, 100, 100, 100));
+    assert_eq!(four(Some(Tier::Pro)), (200, 50, 300, 400));
 }
 
 #[test]

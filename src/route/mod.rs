@@ -190,6 +190,8 @@ impl Limits {
             memory_bytes_max: self.memory_bytes_max.unwrap_or(caller.memory_bytes_max),
             stdout_bytes_max: self.stdout_bytes_max.unwrap_or(caller.stdout_bytes_max),
             stderr_bytes_max: caller.stderr_bytes_max,
+            stack_bytes_max: caller.stack_bytes_max,
+            table_elements_max: caller.table_elements_max,
         })
     }
 }
@@ -207,6 +209,8 @@ mod tests {
             memory_bytes_max: 100,
             stdout_bytes_max: 100,
             stderr_bytes_max: 100,
+            stack_bytes_max: 100,
+            table_elements_max: 100,
         };
         assert_eq!(Limits::default().guest(caller), caller);
         let limits = Limits {

@@ -470,8 +470,14 @@ impl Shared {
             input: &flight.wasm,
         };
         let worker = self.worker()?;
-        let is_abandoned =
-            || !flight.is_wanted() || (flight.is_background() && self.must_give_way());
+        let began = Instant::now();
+        let is_abandoned = || {
+            !flight.is_wanted()
+                || (flight.is_background() && self.must_give_way())
+                || (lane == Lane::Slow
+                    && began.elapsed() >= flight.turn()
+                    && self.lock().is_outwaited(flight.share, self.workers_max()))
+        };
         worker.run(settings, &job, bounds, is_abandoned)
     }
 
@@ -488,7 +494,7 @@ impl Shared {
         let tunables = SandboxTunables::new(
             self.memories.clone(),
             self.settings.table_elements_max,
-            self.settings.stack_bytes,
+            self.settings.stack_bytes_max,
         );
         // SAFETY: the artifact is what our own compile worker wrote to its end of our pipe, now, or
         // in the past: then it was authenticated when it was read.
@@ -502,8 +508,8 @@ impl Shared {
         self.is_shutting_down.load(Ordering::Acquire) || self.lock().presses(self.workers_max())
     }
 
-    /// A compile was interrupted because nobody waited for it, or because it was in the background and
-    /// in the way. In the background it tries again, but not for ever.
+    /// A compile was interrupted because nobody waited for it, or because it was in the way: then it tries
+    /// again. In the background it does not so for ever.
     fn give_up(&self, flight: &Arc<Flight>) -> Flown {
         if flight.is_background() {
             let is_over = flight.yields.fetch_add(1, Ordering::AcqRel) >= YIELDS_MAX
@@ -515,10 +521,11 @@ impl Shared {
         }
         // Those who joined at the last moment keep it going.
         if self.abandon(flight) {
-            Flown::Gone
-        } else {
-            Flown::Again(Lane::Slow)
+            return Flown::Gone;
         }
+        flight.turns.fetch_add(1, Ordering::AcqRel);
+        tracing::debug!(module = %flight.hash, "a compile gives way to others");
+        Flown::Again(Lane::Slow)
     }
 
     /// Whether nobody waits for the flight any more; then it is forgotten, and can't be joined.

@@ -13,15 +13,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use wasmer::sys::{CpuFeature, EngineBuilder, NativeEngineExt};
 use wasmer::{Engine, Module};
+use wasmer_types::ModuleInfo;
 
 use super::check::Facts;
 use super::executor::Pace;
 use super::instance::Instance;
 use super::memory::Data;
 use super::memory::image::Image;
-use super::tunables::SandboxTunables;
+use super::tunables::{Room, SandboxTunables};
 use super::warm::{WarmInstances, WarmPool};
-use super::{ModuleError, ModuleHash};
+use super::{ModuleError, ModuleHash, instrument};
 use crate::telemetry::modules::{ModulePlace, ModuleRows};
 
 /// The start section's function is exported under this name and not run by instantiation, so that
@@ -56,9 +57,23 @@ pub struct Prepared {
     imports: Box<[(String, String)]>,
     has_start: bool,
     memory_pages_min: u32,
+    tables: Tables,
+    stack_bytes_max: u64,
     compiler: Compiler,
     held_bytes: u64,
     rows: ModuleRows,
+}
+
+/// What a module's tables want.
+#[derive(Debug, Default)]
+struct Tables {
+    /// Elements of all at the start.
+    elements_min: u64,
+    /// Elements that each may have by its own word.
+    elements_max: Box<[u32]>,
+    /// Elements that each may have in any instance.
+    ceiling: u32,
+    grow: bool,
 }
 
 impl Prepared {
@@ -91,6 +106,32 @@ impl Prepared {
     /// Pages of its memory at the start.
     pub(super) fn memory_pages_min(&self) -> u32 {
         self.memory_pages_min
+    }
+
+    /// Whether one of its tables has room to grow in.
+    pub(super) fn tables_grow(&self) -> bool {
+        self.tables.grow
+    }
+
+    /// Elements of its tables at the start.
+    pub(super) fn table_elements_min(&self) -> u64 {
+        self.tables.elements_min
+    }
+
+    /// Whether one of the tables that were refused growth, a bit for each, was so for a limit: not for
+    /// a maximum of its own.
+    pub(super) fn is_refusal_of_limit(&self, refused: u32, elements_max: u32) -> bool {
+        let elements_max = elements_max.min(self.tables.ceiling);
+        let mut own = self.tables.elements_max.iter().enumerate();
+        refused != 0
+            && own.any(|(table, own_max)| {
+                refused.checked_shr(table as u32).unwrap_or(0) & 1 == 1 && *own_max > elements_max
+            })
+    }
+
+    /// The largest stack that its guests can have, in bytes.
+    pub(super) fn stack_bytes_max(&self) -> u64 {
+        self.stack_bytes_max
     }
 
     /// Instances ready for the next guest, if they can be made ready again after it.
@@ -126,6 +167,21 @@ impl Prepared {
     /// Where its guests are counted.
     pub(super) fn counted_at(&self) -> ModulePlace {
         self.rows.place()
+    }
+}
+
+impl Tables {
+    fn of(info: &ModuleInfo, ceiling: u32) -> Tables {
+        let tables = info.tables.values();
+        let own_max = tables
+            .clone()
+            .map(|table| table.maximum.unwrap_or(u32::MAX));
+        Tables {
+            elements_min: tables.map(|table| u64::from(table.minimum)).sum(),
+            elements_max: own_max.collect(),
+            ceiling,
+            grow: instrument::tables_grow(info),
+        }
     }
 }
 
@@ -181,6 +237,8 @@ pub(super) unsafe fn load(
     // An engine of its own for each module: the engine owns the machine code and frees none of it
     // before its end.
     let mut engine: Engine = EngineBuilder::headless().engine().into();
+    let room = tunables.room();
+    let stack_bytes_max = tunables.stack_bytes_max();
     engine.set_tunables(tunables);
     // SAFETY: passed on to the caller.
     let module = unsafe { Module::deserialize_unchecked(&engine, artifact) }
@@ -210,6 +268,7 @@ pub(super) unsafe fn load(
         .values()
         .next()
         .map_or(0, |memory| memory.minimum.0);
+    let tables = Tables::of(module.info(), room.table_elements_max);
     let mut prepared = Prepared {
         hash,
         warm: None,
@@ -221,12 +280,14 @@ pub(super) unsafe fn load(
         imports,
         has_start,
         memory_pages_min,
+        tables,
+        stack_bytes_max,
         compiler,
         // The artifact stays in memory beside the code mapped from it.
         held_bytes: artifact_bytes.saturating_mul(2),
         rows: ModuleRows::new(&hash.to_string()),
     };
-    prepared.look_at_an_instance(facts, warm);
+    prepared.look_at_an_instance(facts, room, warm);
     Ok(prepared)
 }
 
@@ -234,9 +295,13 @@ impl Prepared {
     /// Makes an instance for no guest: to see how long that takes, and for the image that all others
     /// will show. A module whose segments do not fit has none, nor one whose image would be too large
     /// or mostly empty.
-    fn look_at_an_instance(&mut self, facts: Facts, warm: &WarmPool) {
+    fn look_at_an_instance(&mut self, facts: Facts, room: Room, warm: &WarmPool) {
         let began = Instant::now();
-        let first = Instance::new(self, self.memory_pages_min, Data::Measured);
+        let room = Room {
+            pages_max: self.memory_pages_min,
+            ..room
+        };
+        let first = Instance::new(self, room, Data::Measured);
         self.pace = Pace::new(first.is_err() || began.elapsed() > SLOW_INSTANCE);
         let image = match first {
             Ok(instance) if facts.resettable => instance.image(),

@@ -18,6 +18,8 @@ use super::engine::Prepared;
 use super::instance::{Instance, NoInstance};
 use super::memory::faults::Faults;
 use super::memory::{Data, PAGE_BYTES, PAGES_MAX};
+use super::stack;
+use super::tunables::Room;
 use super::wasi::{self, Output, Stop, Wasi};
 use super::{Call, End, GuestLimits, Outcome, StopSignal, Usage};
 
@@ -63,6 +65,7 @@ struct Left {
     wasi: Wasi,
     memory_peak_bytes: u64,
     memory_refused: bool,
+    table_refused: bool,
 }
 
 /// Runs the guest. `on_start` learns the run's id once the guest can be stopped by it.
@@ -163,7 +166,7 @@ fn start(
         stop: Arc::clone(stop),
         may_block: place == Place::Own,
     });
-    let mut instance = match instance(module, limits.memory_bytes_max) {
+    let mut instance = match instance(module, limits) {
         Ok(instance) => instance,
         Err(finish) => {
             return Left {
@@ -172,6 +175,7 @@ fn start(
                 wasi,
                 memory_peak_bytes: 0,
                 memory_refused: false,
+                table_refused: false,
             };
         }
     };
@@ -184,7 +188,15 @@ fn start(
     let finish = if stop.is_cancelled() {
         Finish::NotStarted(End::Cancelled)
     } else {
-        call_guest(&mut instance)
+        let has_more = limits.stack_bytes_max < module.stack_bytes_max();
+        match has_more.then(|| stack::Fence::put(module, limits.stack_bytes_max)) {
+            None => call_guest(&mut instance),
+            Some(Ok(_fence)) => call_guest(&mut instance),
+            Some(Err(error)) => {
+                let text = format!("no fence in the guest's stack: {error}");
+                Finish::NotStarted(End::HostError(text))
+            }
+        }
     };
     let struck = armed.disarm();
     let Some(wasi) = instance.env.as_mut(&mut instance.store).wasi.take() else {
@@ -197,6 +209,8 @@ fn start(
         wasi,
         memory_peak_bytes: memory.map_or(0, |memory| memory.peak_bytes()),
         memory_refused: memory.is_some_and(|memory| memory.was_refused()),
+        table_refused: module
+            .is_refusal_of_limit(instance.tables_refused(), limits.table_elements_max),
         finish,
     };
     if left.leaves_no_doubt()
@@ -209,12 +223,17 @@ fn start(
 }
 
 /// One that was reset after another guest, or a new one.
-fn instance(module: &Prepared, memory_bytes_max: u64) -> Result<Instance, Finish> {
-    let pages_max = u32::try_from(memory_bytes_max / PAGE_BYTES as u64)
+fn instance(module: &Prepared, limits: GuestLimits) -> Result<Instance, Finish> {
+    let pages_max = u32::try_from(limits.memory_bytes_max / PAGE_BYTES as u64)
         .map_or(PAGES_MAX, |pages| pages.min(PAGES_MAX));
     if module.memory_pages_min() > pages_max {
         return Err(Finish::NotStarted(End::MemoryLimit));
     }
+    let table_elements_max = limits.table_elements_max;
+    if module.table_elements_min() > u64::from(table_elements_max) {
+        return Err(Finish::NotStarted(End::TableLimit));
+    }
+    // One that is put back has no operator that makes a table grow.
     if let Some(instance) = module.warm().and_then(|warm| warm.take()) {
         if let Some(memory) = &instance.memory {
             memory.limit(pages_max);
@@ -225,7 +244,11 @@ fn instance(module: &Prepared, memory_bytes_max: u64) -> Result<Instance, Finish
         Some(image) => Data::Shown(Arc::clone(image)),
         None => Data::Written,
     };
-    Instance::new(module, pages_max, data).map_err(|none| match none {
+    let room = Room {
+        pages_max,
+        table_elements_max,
+    };
+    Instance::new(module, room, data).map_err(|none| match none {
         NoInstance::MemoryOverLimit => Finish::NotStarted(End::MemoryLimit),
         NoInstance::Trapped(error) => Finish::Failed(error),
         NoInstance::Failed(text) => Finish::NotStarted(End::HostError(text)),
@@ -285,6 +308,7 @@ impl Left {
             wasi,
             memory_peak_bytes,
             memory_refused,
+            table_refused,
         } = self;
         let output: Output = wasi.finish();
         usage.memory_peak_bytes = memory_peak_bytes;
@@ -295,6 +319,7 @@ impl Left {
             Finish::Failed(error) => match error.downcast_ref::<Stop>() {
                 Some(Stop::Exit(0)) => End::Exit(0),
                 Some(Stop::Exit(_)) if memory_refused => End::MemoryLimit,
+                Some(Stop::Exit(_)) if table_refused => End::TableLimit,
                 Some(Stop::Exit(code)) => End::Exit(*code),
                 Some(Stop::TimeLimit) => End::TimeLimit,
                 Some(Stop::OutputLimit) => End::OutputLimit,
@@ -306,6 +331,7 @@ impl Left {
                 None if struck && stop.is_cancelled() => End::Cancelled,
                 None if struck => End::TimeLimit,
                 None if memory_refused => End::MemoryLimit,
+                None if table_refused => End::TableLimit,
                 None => trap(error),
             },
         };

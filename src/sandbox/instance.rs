@@ -21,7 +21,7 @@ use super::engine::{Prepared, START_EXPORT};
 use super::memory::faults::Faults;
 use super::memory::image::Image;
 use super::memory::{Data, GuestMemory};
-use super::tunables;
+use super::tunables::{self, Room};
 use super::wasi::link::{self, GuestEnv};
 
 /// A module's instance with all that belongs to it, between two guests or with one.
@@ -33,6 +33,8 @@ pub(super) struct Instance {
     pub memory: Option<Arc<GuestMemory>>,
     /// The hidden global of [`super::instrument`].
     pub stop: NonNull<AtomicI64>,
+    /// The hidden global in which refused growth of tables is noted, if there may be any.
+    refused: Option<NonNull<u32>>,
     globals: Box<[Global]>,
     pub store: Store,
 }
@@ -63,12 +65,8 @@ pub(super) enum NoInstance {
 }
 
 impl Instance {
-    /// A new one, whose memory may have `pages_max` pages.
-    pub(super) fn new(
-        module: &Prepared,
-        pages_max: u32,
-        data: Data,
-    ) -> Result<Instance, NoInstance> {
+    /// A new one.
+    pub(super) fn new(module: &Prepared, room: Room, data: Data) -> Result<Instance, NoInstance> {
         let mut store = Store::new(module.engine().clone());
         let env = FunctionEnv::new(&mut store, GuestEnv::default());
         let imports = imports(&mut store, module, &env)?;
@@ -76,7 +74,7 @@ impl Instance {
             clippy::result_large_err,
             reason = "the error is Wasmer's, and passed on once"
         )]
-        let (instance, made) = tunables::making(pages_max, data, || {
+        let (instance, made) = tunables::making(room, data, || {
             wasmer::Instance::new_by_index(&mut store, module.module(), &imports)
         });
         let instance = match instance {
@@ -105,6 +103,10 @@ impl Instance {
         let Some((stop, _)) = made.globals.last().copied() else {
             return Err(NoInstance::Failed("the module has no stop global".into()));
         };
+        let refused = module
+            .tables_grow()
+            .then(|| made.globals.iter().rev().nth(1));
+        let refused = refused.flatten().map(|(place, _)| place.cast());
         let globals = made.globals.iter().map(|(place, ty)| Global {
             place: place.cast(),
             // SAFETY: the instance was made and lives in the store. A global has sixteen bytes, as
@@ -118,6 +120,7 @@ impl Instance {
             env,
             memory: made.memory,
             stop: stop.cast(),
+            refused,
             globals: globals.collect(),
             store,
         })
@@ -141,6 +144,13 @@ impl Instance {
                 .is_ok(),
             None => true,
         }
+    }
+
+    /// The tables that were refused growth, a bit for each.
+    pub(super) fn tables_refused(&self) -> u32 {
+        // SAFETY: the global is an `i32` in the instance, which lives in our store, and no guest runs,
+        // since we have the store.
+        self.refused.map_or(0, |refused| unsafe { refused.read() })
     }
 
     /// The first bytes of what the module's segments put into memory, as an image for others.

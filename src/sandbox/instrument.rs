@@ -9,7 +9,9 @@
 //!    its stack could make that code fault inside the allocator, and the process would hang. So
 //!    the bounds are checked before, where a failure is an ordinary trap of machine code. And what
 //!    is large is done in pieces, with a poll after each.
-//! 3. **A start function that waits** (see [`START_EXPORT`]), and no exports but those called.
+//! 3. **A note of refused growth of tables**, in another hidden global, since Wasmer's tables keep none:
+//!    so a guest that fails of its limit is told from one that fails by itself.
+//! 4. **A start function that waits** (see [`START_EXPORT`]), and no exports but those called.
 
 //!
 //! Most functions have nothing to be added to, so the bytes of a function are gone through once before
@@ -62,6 +64,8 @@ struct Plan {
     ticks: Option<u32>,
     imported_functions: u32,
     bulk: Bulk,
+    /// Notes which tables were refused growth, where one can ask for it: the last global but one.
+    refused: Option<u32>,
     /// The last global of the module, so that the tunables find it.
     stop: u32,
 }
@@ -86,12 +90,15 @@ impl ModuleMiddleware for Instrument {
         let ticks = self
             .poll_loops
             .then(|| hidden_global(info, Type::I32, GlobalInit::I32Const(0)));
+        let refused =
+            tables_grow(info).then(|| hidden_global(info, Type::I32, GlobalInit::I32Const(0)));
         let stop = hidden_global(info, Type::I64, GlobalInit::I64Const(0));
         let plan = Plan {
             ticks,
             imported_functions: u32::try_from(info.num_imported_functions)
                 .map_err(|_| MiddlewareError::new("instrument", "too many imports"))?,
             bulk,
+            refused,
             stop,
         };
         self.plan
@@ -105,6 +112,13 @@ impl ModuleMiddleware for Instrument {
     ) -> Box<dyn FunctionMiddleware<'a> + 'a> {
         Box::new(Unchanged)
     }
+}
+
+/// Whether a table of the module has room to grow in. (What C and Rust make has none.)
+pub(super) fn tables_grow(info: &ModuleInfo) -> bool {
+    info.tables
+        .values()
+        .any(|table| table.maximum != Some(table.minimum))
 }
 
 /// Leaves code as it is.
@@ -150,6 +164,9 @@ impl Plan {
             };
             code.behind();
             self.bulk.after(&operator, &mut code);
+            if let (Operator::TableGrow { table }, Some(refused)) = (&operator, self.refused) {
+                self.bulk.note_refusal(&mut code, *table, refused);
+            }
             if poll {
                 self.poll(&mut code);
             }

@@ -39,6 +39,7 @@ mod pipe;
 mod priority;
 #[cfg(test)]
 mod sections;
+mod stack;
 mod stop;
 mod tunables;
 mod warm;

@@ -27,6 +27,8 @@ pub enum End {
     MemoryLimit,
     /// Its calls went deeper than its stack.
     StackLimit,
+    /// It wanted more table elements than it may have, and failed of it.
+    TableLimit,
     /// It wrote more standard output than it may.
     OutputLimit,
     /// Nobody waits for the answer any more.
@@ -59,7 +61,9 @@ impl End {
     pub fn status(&self) -> &'static str {
         match self {
             End::Exit(0) => "success",
-            End::Exit(_) | End::Trap(_) | End::StackLimit | End::HostError(_) => "execution_error",
+            End::Exit(_) | End::Trap(_) | End::StackLimit | End::TableLimit | End::HostError(_) => {
+                "execution_error"
+            }
             End::TimeLimit => "time_limit_exceeded",
             End::MemoryLimit => "memory_limit_exceeded",
             End::OutputLimit => "output_limit_exceeded",

@@ -22,9 +22,11 @@ pub struct Settings {
     pub queue_max: usize,
     /// Longest time a guest waits for a thread before it is refused.
     pub queue_timeout: Duration,
-    /// Native stack of a guest, in bytes. More is a trap. At least 8 KiB is given.
-    pub stack_bytes: usize,
-    /// Elements in a table, at start and after growth.
+    /// The largest native stack that any guest may have, in bytes: what [`GuestLimits`] give is never
+    /// more. At least 8 KiB is given.
+    pub stack_bytes_max: u64,
+    /// The most elements that any guest's table may have: what has more at the start is no module we
+    /// accept, and what [`GuestLimits`] give is never more.
     pub table_elements_max: u32,
     /// Memory that prepared modules may hold together, in bytes: machine code and what belongs to
     /// it. A module that would need all of it alone is refused.
@@ -77,6 +79,11 @@ pub struct GuestLimits {
     pub stdout_bytes_max: u64,
     /// Standard error kept; what is written beyond it is dropped.
     pub stderr_bytes_max: u64,
+    /// Native stack, in whole pages of 4 KiB. One that is smaller than [`Settings::stack_bytes_max`]
+    /// costs two system calls for each guest.
+    pub stack_bytes_max: u64,
+    /// Elements of all tables at the start, and of each after growth.
+    pub table_elements_max: u32,
 }
 
 impl Settings {
@@ -106,6 +113,8 @@ impl GuestLimits {
             memory_bytes_max: self.memory_bytes_max.min(other.memory_bytes_max),
             stdout_bytes_max: self.stdout_bytes_max.min(other.stdout_bytes_max),
             stderr_bytes_max: self.stderr_bytes_max.min(other.stderr_bytes_max),
+            stack_bytes_max: self.stack_bytes_max.min(other.stack_bytes_max),
+            table_elements_max: self.table_elements_max.min(other.table_elements_max),
         }
     }
 }

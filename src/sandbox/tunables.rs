@@ -14,7 +14,7 @@ use wasmer_vm::{
     VMGlobal, VMGlobalDefinition, VMMemory, VMMemoryDefinition, VMTable, VMTableDefinition,
 };
 
-use super::memory::{Data, GuestMemory, MemoryPool};
+use super::memory::{Data, GuestMemory, MemoryPool, PAGES_MAX};
 
 /// Tunables of one module's engine.
 pub(super) struct SandboxTunables {
@@ -24,10 +24,17 @@ pub(super) struct SandboxTunables {
     vm: VMConfig,
 }
 
+/// What one guest's instance may have.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Room {
+    pub pages_max: u32,
+    pub table_elements_max: u32,
+}
+
 /// What instantiation made.
 #[derive(Debug, Default)]
 pub(super) struct Made {
-    pages_max: u32,
+    room: Room,
     data: Data,
     pub memory: Option<Arc<GuestMemory>>,
     /// The memory was larger from the start than the guest may have.
@@ -41,11 +48,11 @@ thread_local! {
     static MAKING: RefCell<Option<Made>> = const { RefCell::new(None) };
 }
 
-/// Runs `instantiate`, with memory limited to `pages_max` and data segments as `data` says, and
-/// tells what it made.
-pub(super) fn making<R>(pages_max: u32, data: Data, instantiate: impl FnOnce() -> R) -> (R, Made) {
+/// Runs `instantiate`, with as much `room` and with data segments as `data` says, and tells what it
+/// made.
+pub(super) fn making<R>(room: Room, data: Data, instantiate: impl FnOnce() -> R) -> (R, Made) {
     MAKING.set(Some(Made {
-        pages_max,
+        room,
         data,
         ..Made::default()
     }));
@@ -57,16 +64,29 @@ impl SandboxTunables {
     pub(super) fn new(
         memories: MemoryPool,
         table_elements_max: u32,
-        stack_bytes: usize,
+        stack_bytes_max: u64,
     ) -> SandboxTunables {
         SandboxTunables {
             base: BaseTunables::new(),
             memories,
             table_elements_max,
             vm: VMConfig {
-                wasm_stack_size: Some(stack_bytes),
+                wasm_stack_size: Some(usize::try_from(stack_bytes_max).unwrap_or(usize::MAX)),
             },
         }
+    }
+
+    /// What an instance may have at most.
+    pub(super) fn room(&self) -> Room {
+        Room {
+            pages_max: PAGES_MAX,
+            table_elements_max: self.table_elements_max,
+        }
+    }
+
+    /// What a guest's stack has at most, in bytes.
+    pub(super) fn stack_bytes_max(&self) -> u64 {
+        self.vm.wasm_stack_size.unwrap_or(0) as u64
     }
 }
 
@@ -96,7 +116,7 @@ impl Tunables for SandboxTunables {
             if ty.shared || making.memory.is_some() {
                 return Err(MemoryError::Generic("only one memory, not shared".into()));
             }
-            if ty.minimum.0 > making.pages_max {
+            if ty.minimum.0 > making.room.pages_max {
                 making.memory_over_limit = true;
                 return Err(MemoryError::Generic(
                     "the memory is over the guest's limit".into(),
@@ -107,7 +127,7 @@ impl Tunables for SandboxTunables {
             // but is only dropped, which does not touch the definition.
             let (memory, guest) = unsafe {
                 self.memories
-                    .memory(*ty, making.pages_max, &making.data, definition)?
+                    .memory(*ty, making.room.pages_max, &making.data, definition)?
             };
             making.memory = Some(guest);
             Ok(memory)
@@ -124,10 +144,15 @@ impl Tunables for SandboxTunables {
         style: &TableStyle,
         definition: NonNull<VMTableDefinition>,
     ) -> Result<VMTable, String> {
-        if ty.minimum > self.table_elements_max {
+        let guest_max = MAKING.with_borrow(|making| {
+            let making = making.as_ref();
+            making.map_or(0, |making| making.room.table_elements_max)
+        });
+        let elements_max = guest_max.min(self.table_elements_max);
+        if ty.minimum > elements_max {
             return Err("the table is over the limit".into());
         }
-        let maximum = ty.maximum.unwrap_or(u32::MAX).min(self.table_elements_max);
+        let maximum = ty.maximum.unwrap_or(u32::MAX).min(elements_max);
         let bounded = TableType {
             maximum: Some(maximum),
             ..*ty

@@ -117,7 +117,7 @@ impl From<&End> for Status {
     fn from(end: &End) -> Status {
         match end {
             End::Exit(0) => Status::Success,
-            End::Exit(_) | End::Trap(_) | End::StackLimit | End::HostError(_) => {
+            End::Exit(_) | End::Trap(_) | End::StackLimit | End::TableLimit | End::HostError(_) => {
                 Status::ExecutionError
             }
             End::TimeLimit => Status::TimeLimitExceeded,
@@ -180,6 +180,7 @@ mod tests {
             End::TimeLimit,
             End::MemoryLimit,
             End::StackLimit,
+            End::TableLimit,
             End::OutputLimit,
             End::Cancelled,
         ];

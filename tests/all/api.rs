@@ -128,6 +128,8 @@ impl World {
                     memory_bytes_max: 4 * MIB,
                     stdout_bytes_max: MIB,
                     stderr_bytes_max: 1000,
+                    stack_bytes_max: 1 << 20,
+                    table_elements_max: 100_000,
                 },
                 tiers,
                 sign_up: false,
@@ -221,7 +223,7 @@ fn sandbox_settings() -> sandbox::Settings {
         warm_max: 4,
         queue_max: 100,
         queue_timeout: Duration::from_secs(300),
-        stack_bytes: MIB as usize,
+        stack_bytes_max: 1 << 20,
         table_elements_max: 10_000,
         cache_bytes_max: 64 * MIB,
         compile: CompileSettings {

@@ -80,7 +80,7 @@ fn sandbox() -> Sandbox {
         warm_max: 1,
         queue_max: 16,
         queue_timeout: Duration::from_secs(300),
-        stack_bytes: 1 << 20,
+        stack_bytes_max: 1 << 20,
         table_elements_max: 10_000,
         cache_bytes_max: 64 << 20,
         compile: CompileSettings {
@@ -124,6 +124,8 @@ fn call(run: &Run) -> Call {
             memory_bytes_max: 16 << 20,
             stdout_bytes_max: 1 << 20,
             stderr_bytes_max: 64 << 10,
+            stack_bytes_max: 1 << 20,
+            table_elements_max: 100_000,
         },
         share: ShareKey::default(),
     }

@@ -42,6 +42,7 @@ mod strict;
 mod supply;
 mod support;
 mod tidy;
+mod tiers;
 mod timeouts;
 mod tls;
 mod tokens;

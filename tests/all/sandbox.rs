@@ -33,7 +33,7 @@ fn settings() -> Settings {
         warm_max: 128,
         queue_max: 256,
         queue_timeout: PATIENCE,
-        stack_bytes: 1 << 20,
+        stack_bytes_max: 1 << 20,
         table_elements_max: 20_000,
         cache_bytes_max: 512 << 20,
         compile: CompileSettings {
@@ -70,6 +70,8 @@ fn call() -> Call {
             memory_bytes_max: 128 << 20,
             stdout_bytes_max: 1 << 20,
             stderr_bytes_max: 64 << 10,
+            stack_bytes_max: 1 << 20,
+            table_elements_max: 100_000,
         },
         share: ShareKey::default(),
     }

@@ -19,6 +19,10 @@ struct Shown {
     per_day: Option<u32>,
     memory_bytes_max: u64,
     execution_timeout_ms: u64,
+    stdout_bytes_max: u64,
+    stderr_bytes_max: u64,
+    stack_bytes_max: u64,
+    table_elements_max: u32,
 }
 
 #[derive(Serialize)]
@@ -38,6 +42,10 @@ pub(in crate::api) async fn list(State(api): State<Arc<Api>>) -> Result<Response
             per_day: limits.rate.per_day,
             memory_bytes_max: guest.memory_bytes_max,
             execution_timeout_ms: u64::try_from(guest.deadline.as_millis()).unwrap_or(u64::MAX),
+            stdout_bytes_max: guest.stdout_bytes_max,
+            stderr_bytes_max: guest.stderr_bytes_max,
+            stack_bytes_max: guest.stack_bytes_max,
+            table_elements_max: guest.table_elements_max,
         }
     };
     let tiers = tiers.into_iter().map(shown).collect();

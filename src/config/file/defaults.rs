@@ -246,6 +246,10 @@ impl Default for Tiers {
                     guests_max,
                     memory_max,
                     execution_timeout: Period::secs(seconds),
+                    stdout_max: None,
+                    stderr_max: None,
+                    stack_size: None,
+                    table_elements_max: None,
                 }
             };
         let unlimited = Requests::UNLIMITED;

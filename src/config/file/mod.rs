@@ -325,13 +325,13 @@ pub struct Sandbox {
     pub execution_timeout: Period,
     /// Linear memory of a guest: the ceiling for anonymous callers and the Free tier.
     pub memory_max: Size,
-    /// Standard output of a guest, for all callers.
+    /// Standard output of a guest: the ceiling for anonymous callers and the Free tier.
     pub stdout_max: Size,
-    /// Standard error kept of a guest, for all callers.
+    /// Standard error kept of a guest: the ceiling for anonymous callers and the Free tier.
     pub stderr_max: Size,
-    /// Native stack of a guest.
+    /// Native stack of a guest: the ceiling for anonymous callers and the Free tier.
     pub stack_size: Size,
-    /// Elements of a guest's table.
+    /// Elements of a guest's table: the ceiling for anonymous callers and the Free tier.
     pub table_elements_max: u32,
     /// Guests that run at the same time.
     pub guests_max: u32,
@@ -409,6 +409,15 @@ pub struct Tier {
     pub guests_max: Requests,
     pub memory_max: Size,
     pub execution_timeout: Period,
+    /// What is absent here and below is what the sandbox gives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout_max: Option<Size>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr_max: Option<Size>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack_size: Option<Size>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table_elements_max: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -520,6 +529,14 @@ mod tier {
         memory_max: Option<Size>,
         /// Wall-clock time of a guest.
         execution_timeout: Option<Period>,
+        /// Standard output of a guest; absent: the sandbox's.
+        stdout_max: Option<Size>,
+        /// Standard error kept of a guest; absent: the sandbox's.
+        stderr_max: Option<Size>,
+        /// Native stack of a guest; absent: the sandbox's.
+        stack_size: Option<Size>,
+        /// Elements of a guest's table; absent: the sandbox's.
+        table_elements_max: Option<u32>,
     }
 
     fn over<'de, D: serde::Deserializer<'de>>(
@@ -539,6 +556,10 @@ mod tier {
             execution_timeout: written
                 .execution_timeout
                 .unwrap_or(default.execution_timeout),
+            stdout_max: written.stdout_max,
+            stderr_max: written.stderr_max,
+            stack_size: written.stack_size,
+            table_elements_max: written.table_elements_max,
         })
     }
 

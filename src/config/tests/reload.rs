@@ -22,6 +22,14 @@ fn keys_bound_to_the_process_are_named() {
             &[],
         ),
         (
+            "{ server: { threads: 2 }, tiers: { pro: { stack_size: 512KiB, table_elements_max: 100000 } } }",
+            &[],
+        ),
+        (
+            "{ server: { threads: 2 }, tiers: { pro: { stack_size: 2MiB, table_elements_max: 100001 } } }",
+            &["tiers.pro.stack_size", "tiers.pro.table_elements_max"],
+        ),
+        (
             "{ server: { threads: 2 }, headers: { strict_transport_security: null } }",
             &[],
         ),

@@ -171,6 +171,11 @@ fn a_guests_limits_are_within_reach() {
         "memory_max: 128MiB, execution_timeout: 5s, stdout_max: 8MiB",
     ));
     good(&execute("key", "memory_max: 1GiB, execution_timeout: 60s"));
+    let more = "tiers: { pro: { stdout_max: 16MiB } }\n";
+    let far = route(&execute("key", "stdout_max: 16MiB"));
+    assert!(load(&format!("{more}{far}")).is_ok());
+    let far = route(&execute("none", "stdout_max: 16MiB"));
+    assert!(load(&format!("{more}{far}")).is_err());
     for (auth, limits) in [
         ("none", "memory_max: 129MiB"),
         ("none", "execution_timeout: 6s"),

@@ -3,6 +3,7 @@
 use super::super::file::File;
 use super::{load, load_with, problem, problems, warnings_with};
 use crate::gateway::Listener;
+use crate::limits::Tier;
 
 #[test]
 fn listeners_may_not_take_each_others_address() {
@@ -83,6 +84,22 @@ fn ranges_hold_at_their_ends() {
             "sandbox: { stderr_max: 17MiB }",
         ),
         (
+            "tiers: { pro: { stdout_max: 256MiB } }",
+            "tiers: { pro: { stdout_max: 257MiB } }",
+        ),
+        (
+            "tiers: { free: { stderr_max: 0 } }",
+            "tiers: { free: { stderr_max: 17MiB } }",
+        ),
+        (
+            "tiers: { basic: { stack_size: 64KiB } }",
+            "tiers: { basic: { stack_size: 63KiB } }",
+        ),
+        (
+            "tiers: { enterprise: { table_elements_max: 10000000 } }",
+            "tiers: { enterprise: { table_elements_max: 0 } }",
+        ),
+        (
             "sandbox: { execution_timeout: 1ms }",
             "sandbox: { execution_timeout: 0 }",
         ),
@@ -99,6 +116,32 @@ fn ranges_hold_at_their_ends() {
         assert!(load(good).is_ok(), "{good}");
         problem(bad);
     }
+}
+
+#[test]
+fn a_tier_has_output_stack_and_tables_of_its_own_if_it_says_so() {
+    let yaml = "{ sandbox: { stdout_max: 1MiB, stack_size: 512KiB },
+        tiers: { free: { stdout_max: 2MiB, stderr_max: 1KiB, stack_size: 256KiB },
+                 pro: { stdout_max: 16MiB, stack_size: 4MiB, table_elements_max: 200000 } } }";
+    let config = load(yaml).unwrap().config;
+    let (global, tiers) = (config.gateway.guest, &config.limits.tiers);
+    let four = |tier| {
+        let limits = tiers.guest_limits(tier, global);
+        (
+            limits.stdout_bytes_max >> 10,
+            limits.stderr_bytes_max >> 10,
+            limits.stack_bytes_max >> 10,
+            limits.table_elements_max,
+        )
+    };
+    assert_eq!(four(None), (1024, 64, 512, 100_000));
+    assert_eq!(four(Some(Tier::Free)), (1024, 1, 256, 100_000));
+    assert_eq!(four(Some(Tier::Basic)), (1024, 64, 512, 100_000));
+    assert_eq!(four(Some(Tier::Pro)), (16_384, 64, 4096, 200_000));
+    // The sandbox is made for the most that any may have.
+    assert_eq!(config.sandbox.stack_bytes_max, 4 << 20);
+    assert_eq!(config.sandbox.table_elements_max, 200_000);
+    assert_eq!(config.api.guest, global);
 }
 
 #[test]

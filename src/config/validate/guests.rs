@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::server::file_path;
-use super::{DEADLINE, MEMORY, RATE};
+use super::{DEADLINE, MEMORY, RATE, STDOUT};
 use crate::config::context::Context;
 use crate::config::file::{self, File};
 use crate::config::problem::Path;
@@ -27,28 +27,55 @@ pub fn global(sandbox: &file::Sandbox, cx: &mut Context) -> GuestLimits {
         MEMORY.0,
         MEMORY.1,
     );
-    cx.size(
-        &at.key("stdout_max"),
-        sandbox.stdout_max,
-        Size(1),
-        Size::mib(256),
-    );
-    cx.size(
-        &at.key("stderr_max"),
-        sandbox.stderr_max,
-        Size(0),
-        Size::mib(16),
-    );
+    let rest = Rest {
+        stdout_max: Some(sandbox.stdout_max),
+        stderr_max: Some(sandbox.stderr_max),
+        stack_size: Some(sandbox.stack_size),
+        table_elements_max: Some(sandbox.table_elements_max),
+    };
+    rest.check(&at, cx);
     GuestLimits {
         deadline: sandbox.execution_timeout.0,
         memory_bytes_max: sandbox.memory_max.0,
         stdout_bytes_max: sandbox.stdout_max.0,
         stderr_bytes_max: sandbox.stderr_max.0,
+        stack_bytes_max: sandbox.stack_size.0,
+        table_elements_max: sandbox.table_elements_max,
     }
 }
 
-pub fn sandbox(sandbox: &file::Sandbox, cx: &mut Context) -> Settings {
-    let at = Path::from("sandbox");
+/// Limits that the sandbox and each tier may have.
+struct Rest {
+    stdout_max: Option<Size>,
+    stderr_max: Option<Size>,
+    stack_size: Option<Size>,
+    table_elements_max: Option<u32>,
+}
+
+impl Rest {
+    fn check(&self, at: &Path, cx: &mut Context) {
+        let sizes = [
+            ("stdout_max", self.stdout_max, STDOUT),
+            ("stderr_max", self.stderr_max, (Size(0), Size::mib(16))),
+            (
+                "stack_size",
+                self.stack_size,
+                (Size::kib(64), Size::mib(16)),
+            ),
+        ];
+        for (key, size, (min, max)) in sizes {
+            if let Some(size) = size {
+                cx.size(&at.key(key), size, min, max);
+            }
+        }
+        if let Some(elements) = self.table_elements_max {
+            cx.count(&at.key("table_elements_max"), elements, 1, 10_000_000);
+        }
+    }
+}
+
+pub fn sandbox(file: &File, tiers: &Tiers, cx: &mut Context) -> Settings {
+    let (sandbox, at) = (&file.sandbox, Path::from("sandbox"));
     cx.size(
         &at.key("wasm_size_max"),
         sandbox.wasm_size_max,
@@ -60,18 +87,6 @@ pub fn sandbox(sandbox: &file::Sandbox, cx: &mut Context) -> Settings {
         sandbox.input_size_max,
         Size(1),
         Size::mib(256),
-    );
-    cx.size(
-        &at.key("stack_size"),
-        sandbox.stack_size,
-        Size::kib(64),
-        Size::mib(16),
-    );
-    cx.count(
-        &at.key("table_elements_max"),
-        sandbox.table_elements_max,
-        1,
-        10_000_000,
     );
     cx.count(&at.key("guests_max"), sandbox.guests_max, 1, 8_000);
     cx.count(
@@ -94,6 +109,10 @@ pub fn sandbox(sandbox: &file::Sandbox, cx: &mut Context) -> Settings {
         Size::mib(1),
         Size::gib(64),
     );
+    // A tier may have more than the sandbox gives by itself, and the sandbox is made for the most.
+    let rows = [&tiers.free, &tiers.basic, &tiers.pro, &tiers.enterprise];
+    let stack_bytes = rows.iter().filter_map(|tier| tier.stack_bytes_max);
+    let table_elements = rows.iter().filter_map(|tier| tier.table_elements_max);
     Settings {
         wasm_bytes_max: sandbox.wasm_size_max.0,
         guests_max: sandbox.guests_max as usize,
@@ -101,8 +120,8 @@ pub fn sandbox(sandbox: &file::Sandbox, cx: &mut Context) -> Settings {
         warm_max: sandbox.warm_max as usize,
         queue_max: sandbox.queue_max as usize,
         queue_timeout: sandbox.queue_timeout.0,
-        stack_bytes: sandbox.stack_size.as_usize(),
-        table_elements_max: sandbox.table_elements_max,
+        stack_bytes_max: stack_bytes.fold(sandbox.stack_size.0, u64::max),
+        table_elements_max: table_elements.fold(sandbox.table_elements_max, u32::max),
         cache_bytes_max: sandbox.cache_max.0,
         compile: compile(&sandbox.compile, cx),
         artifacts: artifacts(&sandbox.artifacts, cx),
@@ -179,6 +198,12 @@ pub fn tiers(file: &File, cx: &mut Context) -> Tiers {
     let mut free = tier(&file.tiers.free, &at.key("free"), cx);
     free.memory_bytes_max = free.memory_bytes_max.min(file.sandbox.memory_max.0);
     free.deadline = free.deadline.min(file.sandbox.execution_timeout.0);
+    let lower = |own: &mut Option<u64>, ceiling: Size| *own = own.map(|own| own.min(ceiling.0));
+    lower(&mut free.stdout_bytes_max, file.sandbox.stdout_max);
+    lower(&mut free.stderr_bytes_max, file.sandbox.stderr_max);
+    lower(&mut free.stack_bytes_max, file.sandbox.stack_size);
+    let elements_max = file.sandbox.table_elements_max;
+    free.table_elements_max = free.table_elements_max.map(|own| own.min(elements_max));
     Tiers {
         free,
         basic: tier(&file.tiers.basic, &at.key("basic"), cx),
@@ -203,11 +228,22 @@ fn tier(tier: &file::Tier, at: &Path, cx: &mut Context) -> TierLimits {
         DEADLINE.0,
         DEADLINE.1,
     );
+    let rest = Rest {
+        stdout_max: tier.stdout_max,
+        stderr_max: tier.stderr_max,
+        stack_size: tier.stack_size,
+        table_elements_max: tier.table_elements_max,
+    };
+    rest.check(at, cx);
     TierLimits {
         rate,
         compute,
         memory_bytes_max: tier.memory_max.0,
         deadline: tier.execution_timeout.0,
+        stdout_bytes_max: tier.stdout_max.map(|size| size.0),
+        stderr_bytes_max: tier.stderr_max.map(|size| size.0),
+        stack_bytes_max: tier.stack_size.map(|size| size.0),
+        table_elements_max: tier.table_elements_max,
     }
 }
 

@@ -32,8 +32,8 @@ use crate::{api, gateway, store, telemetry};
 pub fn config(file: &File, cx: &mut Context) -> Option<Config> {
     production::rules(file, cx);
     let guest = guests::global(&file.sandbox, cx);
-    let sandbox = guests::sandbox(&file.sandbox, cx);
     let tiers = guests::tiers(file, cx);
+    let sandbox = guests::sandbox(file, &tiers, cx);
     let server = server::server(&file.server, cx);
     let gateway = gateway(file, guest, cx);
     let auth = auth(file, cx);
@@ -331,6 +331,7 @@ fn log_filter(filter: &str, path: &Path, cx: &mut Context) {
 
 /// The range of a guest's memory: from one WebAssembly page to all that 32 bits address.
 const MEMORY: (Size, Size) = (Size::kib(64), Size::gib(4));
+const STDOUT: (Size, Size) = (Size(1), Size::mib(256));
 
 /// The range of a guest's wall-clock time.
 const DEADLINE: (Period, Period) = (Period::ms(1), Period::secs(3_600));

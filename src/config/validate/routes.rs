@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use http::{HeaderName, Method};
 
-use super::{DEADLINE, MEMORY, RATE, guests, headers, targets};
+use super::{DEADLINE, MEMORY, RATE, STDOUT, guests, headers, targets};
 use crate::config::context::Context;
 use crate::config::file::{self, File, RouteAuth};
 use crate::config::problem::{Path, shown};
@@ -37,6 +37,7 @@ const RESERVED: [(&[&str], bool, &str); 6] = [
 struct Ceilings {
     memory: Size,
     deadline: Period,
+    stdout: Size,
 }
 
 pub fn routes(file: &File, tiers: &Tiers, cx: &mut Context) -> Option<Vec<Route>> {
@@ -389,8 +390,8 @@ fn guest_limits(route: &file::Route, at: &Path, file: &File, tiers: &Tiers, cx: 
     }
     if let Some(size) = limits.stdout_max {
         let path = at.key("stdout_max");
-        cx.size(&path, size, Size(1), Size::mib(256));
-        at_most(&path, &size, &file.sandbox.stdout_max, cx);
+        cx.size(&path, size, STDOUT.0, STDOUT.1);
+        at_most(&path, &size, &ceilings.stdout, cx);
     }
 }
 
@@ -398,6 +399,7 @@ fn ceilings(auth: &RouteAuth, file: &File, tiers: &Tiers) -> Ceilings {
     let mut ceilings = Ceilings {
         memory: file.sandbox.memory_max,
         deadline: file.sandbox.execution_timeout,
+        stdout: file.sandbox.stdout_max,
     };
     match auth {
         RouteAuth::None | RouteAuth::Certificate { .. } => {}
@@ -405,6 +407,7 @@ fn ceilings(auth: &RouteAuth, file: &File, tiers: &Tiers) -> Ceilings {
             for tier in [&tiers.free, &tiers.basic, &tiers.pro, &tiers.enterprise] {
                 ceilings.memory = ceilings.memory.max(Size(tier.memory_bytes_max));
                 ceilings.deadline = ceilings.deadline.max(Period(tier.deadline));
+                ceilings.stdout.0 = ceilings.stdout.0.max(tier.stdout_bytes_max.unwrap_or(0));
             }
         }
     }

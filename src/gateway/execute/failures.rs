@@ -48,6 +48,11 @@ pub(super) fn guest_failure(end: &End, ctx: &Ctx) -> Failure {
             "stack_limit_exceeded",
             "the function's calls went deeper than its stack",
         ),
+        End::TableLimit => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            "table_limit_exceeded",
+            "the function wanted more table elements than its limit",
+        ),
         End::OutputLimit => Failure::new(
             StatusCode::BAD_GATEWAY,
             "output_limit_exceeded",

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -10,6 +11,9 @@ use super::super::check::Facts;
 use super::super::{ModuleError, ModuleHash, Prepared, ShareKey};
 
 pub(super) type Prepare = Result<Arc<Prepared>, ModuleError>;
+
+/// The first turn with Cranelift. Most modules take less.
+const FIRST_TURN: Duration = Duration::from_secs(2);
 
 /// What kind of code is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,6 +51,8 @@ pub(super) struct Flight {
     pub singlepass_failed: AtomicBool,
     /// How often it gave way to others.
     pub yields: AtomicU32,
+    /// How often it had a turn with Cranelift that ended because others waited.
+    pub turns: AtomicU32,
     /// Its receivers are the callers.
     pub phase: watch::Sender<Phase>,
 }
@@ -70,6 +76,7 @@ impl Flight {
             facts: OnceLock::new(),
             singlepass_failed: AtomicBool::new(false),
             yields: AtomicU32::new(0),
+            turns: AtomicU32::new(0),
             phase: watch::Sender::new(Phase::Waiting),
         }
     }
@@ -89,6 +96,13 @@ impl Flight {
     /// Whether it need go on.
     pub(super) fn is_wanted(&self) -> bool {
         self.phase.receiver_count() > 0 || self.is_background()
+    }
+
+    /// How long it may keep a worker that others wait for. Each turn is twice as long as the last, since
+    /// it starts anew: so what takes longer than one does come to its end, at the cost of one more compile.
+    pub(super) fn turn(&self) -> Duration {
+        let turns = self.turns.load(Ordering::Acquire);
+        FIRST_TURN.saturating_mul(1_u32.checked_shl(turns).unwrap_or(u32::MAX))
     }
 
     /// Tells those who wait that there is nothing to wait for, unless they know.

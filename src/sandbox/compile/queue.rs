@@ -6,7 +6,9 @@
 //! take as long as the timeout for a few hundred KiB that mean harm; so it has all workers but one,
 //! and the last is kept for Singlepass, which is done in milliseconds. A flood of compile bombs then
 //! costs those who need Cranelift a wait, and the others nothing. (With one worker there is nothing
-//! to keep.) What nobody waits for comes last, one at a time, and gives way.
+//! to keep.) Nor does a bomb keep its worker until the timeout: when others wait who have less, a flight's
+//! turn ends, and it starts anew after them. What nobody waits for comes last, one at a time, and gives
+//! way.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -201,6 +203,28 @@ impl Queue {
         let all_full = self.busy.all() >= workers_max;
         (!self.slow.is_empty() && slow_full)
             || ((!self.slow.is_empty() || !self.quick.is_empty()) && all_full)
+    }
+
+    /// Whether somebody else waits who has fewer in the air than this share, and who would be next if one
+    /// of its slow flights gave way. The operator's give way to nobody.
+    pub(super) fn is_outwaited(&self, share: ShareKey, workers_max: usize) -> bool {
+        let in_the_air = |share| {
+            self.served
+                .get(&share)
+                .map_or(0, |served| served.in_the_air)
+        };
+        let own = in_the_air(share);
+        let is_before = |flight: &Arc<Flight>| {
+            let other = flight.share;
+            other != share && (other == OPERATOR || in_the_air(other) < own)
+        };
+        let slow_max = slow_max(workers_max);
+        let slow_full = self.busy.slow + self.busy.background >= slow_max;
+        // Where a worker is kept for what is quick, that need not wait for what is slow.
+        let takes_all = slow_max == workers_max && self.busy.all() >= workers_max;
+        share != OPERATOR
+            && ((slow_full && self.slow.iter().any(is_before))
+                || (takes_all && self.quick.iter().any(is_before)))
     }
 
     /// Takes a flight out of the background, where it waits: somebody wants it now.

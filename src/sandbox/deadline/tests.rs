@@ -22,6 +22,8 @@ fn call(deadline: Duration) -> Call {
             memory_bytes_max: 256 << 20,
             stdout_bytes_max: 1 << 20,
             stderr_bytes_max: 1 << 10,
+            stack_bytes_max: 1 << 20,
+            table_elements_max: 100_000,
         },
         share: ShareKey::default(),
     }

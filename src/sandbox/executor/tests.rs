@@ -19,6 +19,8 @@ fn call(stdout: Stdout) -> Call {
             memory_bytes_max: 1 << 20,
             stdout_bytes_max: 1 << 30,
             stderr_bytes_max: 0,
+            stack_bytes_max: 1 << 20,
+            table_elements_max: 100_000,
         },
         share: ShareKey::default(),
     }

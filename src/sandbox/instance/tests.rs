@@ -10,7 +10,13 @@ use super::super::engine::{Prepared, prepare_here};
 use super::super::guest::{self, Guest, Place, Ran};
 use super::super::{Call, End, GuestLimits, Outcome, ShareKey, Stdout};
 use super::{Data, Instance};
+use crate::sandbox::tunables::Room;
 use crate::sandbox::warm::WarmPool;
+
+const ROOM: Room = Room {
+    pages_max: 1024,
+    table_elements_max: 100_000,
+};
 
 fn run(module: &Arc<Prepared>) -> Outcome {
     run_for(module, Duration::from_secs(300))
@@ -32,6 +38,8 @@ fn run_for(module: &Arc<Prepared>, deadline: Duration) -> Outcome {
                 memory_bytes_max: 64 << 20,
                 stdout_bytes_max: 1 << 20,
                 stderr_bytes_max: 0,
+                stack_bytes_max: 1 << 20,
+                table_elements_max: 100_000,
             },
             share: ShareKey::default(),
         },
@@ -51,7 +59,7 @@ fn idle(module: &Prepared) -> usize {
 /// What the next guest sees, against an instance that nobody has used.
 fn next_is_like_new(module: &Prepared) {
     let next = module.warm().unwrap().take().expect("one was kept");
-    let Ok(new) = Instance::new(module, 1024, Data::Written) else {
+    let Ok(new) = Instance::new(module, ROOM, Data::Written) else {
         panic!("an instance");
     };
     assert!(next.state() == new.state());
@@ -178,7 +186,7 @@ fn the_pool_is_bounded_over_all_modules() {
     let modules: Vec<_> = (0..3).map(|_| guest("")).collect();
     let shelves: Vec<_> = modules.iter().map(|_| pool.module()).collect();
     let put = |at: usize| {
-        let Ok(instance) = Instance::new(&modules[at], 1024, Data::Written) else {
+        let Ok(instance) = Instance::new(&modules[at], ROOM, Data::Written) else {
             panic!("an instance");
         };
         shelves[at].put(instance);
@@ -197,7 +205,7 @@ fn the_pool_is_bounded_over_all_modules() {
     drop(shelves);
     assert_eq!(pool.idle(), 0);
     let none = WarmPool::new(0).module();
-    let Ok(instance) = Instance::new(&modules[0], 1024, Data::Written) else {
+    let Ok(instance) = Instance::new(&modules[0], ROOM, Data::Written) else {
         panic!("an instance");
     };
     none.put(instance);

@@ -163,6 +163,25 @@ impl Bulk {
         }
     }
 
+    /// Puts what follows `table.grow`: where it was refused, the table's bit in a global is set.
+    pub(super) fn note_refusal(&self, code: &mut Code<'_>, table: u32, refused: u32) {
+        let [result, ..] = self.operand;
+        set(code, [result]);
+        get(code, [result]);
+        code.add(&[
+            Added::I32Const(1),
+            Added::I32Add,
+            Added::I32Eqz,
+            Added::If,
+            Added::GlobalGet(refused),
+            Added::I32Const(1_i32.checked_shl(table).unwrap_or(0)),
+            Added::I32Or,
+            Added::GlobalSet(refused),
+            Added::End,
+        ]);
+        get(code, [result]);
+    }
+
     /// Puts what is for lengths of more than one piece.
     fn pieces(&self, code: &mut Code<'_>, loops: impl FnOnce(&mut Code<'_>)) {
         self.is_more_than_a_piece(code);

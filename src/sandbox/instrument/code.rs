@@ -30,6 +30,7 @@ pub(super) enum Added {
     I32GeU,
     I32Add,
     I32Sub,
+    I32Or,
     I64Eqz,
     I64LtS,
     I64GtU,
@@ -147,6 +148,7 @@ impl Added {
             Added::I32GeU => bytes.push(0x4f),
             Added::I32Add => bytes.push(0x6a),
             Added::I32Sub => bytes.push(0x6b),
+            Added::I32Or => bytes.push(0x72),
             Added::I64Eqz => bytes.push(0x50),
             Added::I64LtS => bytes.push(0x53),
             Added::I64GtU => bytes.push(0x56),
@@ -225,6 +227,7 @@ mod tests {
         same(Added::I32GeU, Operator::I32GeU);
         same(Added::I32Add, Operator::I32Add);
         same(Added::I32Sub, Operator::I32Sub);
+        same(Added::I32Or, Operator::I32Or);
         same(Added::I64Eqz, Operator::I64Eqz);
         same(Added::I64LtS, Operator::I64LtS);
         same(Added::I64GtU, Operator::I64GtU);

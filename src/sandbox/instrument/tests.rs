@@ -13,7 +13,7 @@ use wasmer::{Engine, Instance, Module, Store, Value};
 
 use super::super::codegen::Instrumented;
 use super::super::memory::{Data, MemoryPool};
-use super::super::tunables::{SandboxTunables, making};
+use super::super::tunables::{Room, SandboxTunables, making};
 use super::{Instrument, STOP};
 
 /// A module with `_start` and `memory` compiled here, with polls in loops or without.
@@ -31,7 +31,11 @@ fn instance(text: &str, poll_loops: bool) -> (Store, Instance, NonNull<AtomicI64
     ));
     let module = Module::new(&engine, wat::parse_str(text).unwrap()).unwrap();
     let mut store = Store::new(engine);
-    let (instance, made) = making(1 << 14, Data::Written, || {
+    let room = Room {
+        pages_max: 1 << 14,
+        table_elements_max: u32::MAX,
+    };
+    let (instance, made) = making(room, Data::Written, || {
         Instance::new_by_index(&mut store, &module, &[]).unwrap()
     });
     (store, instance, made.globals.last().unwrap().0.cast())

@@ -101,7 +101,7 @@ impl Image {
     }
 }
 
-pub(super) fn system_page_bytes() -> usize {
+pub(in crate::sandbox) fn system_page_bytes() -> usize {
     // SAFETY: the call takes no pointer.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(bytes)

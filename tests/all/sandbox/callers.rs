@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use wasm_wizard::sandbox::{End, ModuleError, Preparation, RunError, Sandbox, Settings};
+use wasm_wizard::sandbox::{End, ModuleError, Preparation, RunError, Sandbox, Settings, ShareKey};
 
+use super::limits::bomb;
 use super::{PATIENCE, call, command, prepare, sandbox, settings, until, wasm, within};
 
 /// A compile worker that begins when it is let: what happens during a compile happens during this
@@ -193,6 +194,36 @@ async fn the_compile_queue_is_bounded() {
         }
     }
     assert_eq!(busy, 2);
+}
+
+#[tokio::test]
+async fn a_bomb_does_not_keep_the_only_worker_from_others() {
+    let mut one = settings();
+    one.compile.workers_max = 1;
+    one.compile.memory_bytes_max = 1 << 30;
+    let sandbox = Sandbox::start(one).unwrap();
+    let bombers: Vec<_> = (1..3)
+        .map(|share| {
+            let sandbox = sandbox.clone();
+            // Of different bytes, else they would share one compile.
+            let mut bomb = bomb().to_vec();
+            bomb.extend([0, 3, 1, b'a', share as u8]);
+            tokio::spawn(async move {
+                let share = ShareKey::of(share);
+                let bomb = sandbox.prepare_for(share, bomb.into(), Preparation::Optimised);
+                bomb.await.map(drop)
+            })
+        })
+        .collect();
+    // Both the best code and what a stranger sends once.
+    for (number, preparation) in [(30, Preparation::Optimised), (31, Preparation::Fast)] {
+        let share = ShareKey::of(number);
+        within(sandbox.prepare_for(share, numbered(number), preparation))
+            .await
+            .unwrap();
+    }
+    assert!(bombers.iter().all(|bomber| !bomber.is_finished()));
+    bombers.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[test]

@@ -195,23 +195,68 @@ async fn tables_are_limited_from_the_start_and_in_growth() {
 }
 
 #[tokio::test]
-async fn what_took_too_long_to_compile_is_not_tried_again() {
-    let mut tight = settings();
-    let timeout = Duration::from_secs(5);
-    tight.compile.timeout = timeout;
-    tight.compile.memory_bytes_max = 1 << 30;
-    let sandbox = Sandbox::start(tight).unwrap();
-    // A value for each of many locals at each of many branches: minutes of work.
+async fn a_guest_that_fails_of_its_table_is_told_from_one_that_fails_by_itself() {
+    // Of two tables, the second may have five by its own word.
+    let guest = |table: u32, more: u32, end: &str| {
+        format!(
+            "(module (import \"wasi_snapshot_preview1\" \"proc_exit\" (func $exit (param i32)))
+               (memory (export \"memory\") 1) (table 1 funcref) (table 1 5 funcref)
+               (func (export \"_start\")
+                 (if (i32.eq (table.grow {table} (ref.null func) (i32.const {more})) (i32.const -1))
+                   (then {end}))))"
+        )
+    };
+    let of_ten = async |text: String| {
+        let mut tight = call();
+        tight.limits.table_elements_max = 10;
+        run(&text, tight).await.end
+    };
+    let unreachable = End::Trap("unreachable".into());
+    assert_eq!(of_ten(guest(0, 9, "unreachable")).await, End::Exit(0));
+    assert_eq!(of_ten(guest(0, 10, "unreachable")).await, End::TableLimit);
+    assert_eq!(
+        of_ten(guest(0, 10, "(call $exit (i32.const 3))")).await,
+        End::TableLimit
+    );
+    // Who copes with it has not failed.
+    assert_eq!(of_ten(guest(0, 10, "")).await, End::Exit(0));
+    assert_eq!(of_ten(guest(1, 5, "unreachable")).await, unreachable);
+    assert_eq!(of_ten(guest(1, u32::MAX, "unreachable")).await, unreachable);
+    assert_eq!(of_ten(guest(1, 4, "unreachable")).await, End::Exit(0));
+    let mut tight = call();
+    tight.limits.table_elements_max = 3;
+    let second = run(&guest(1, 4, "unreachable"), tight).await;
+    assert_eq!(second.end, End::TableLimit);
+
+    // At the start, all tables count together.
+    let mut tight = call();
+    tight.limits.table_elements_max = 1;
+    let outcome = run(&guest(0, 0, "unreachable"), tight).await;
+    assert_eq!(outcome.end, End::TableLimit);
+}
+
+/// A value for each of many locals at each of many branches: minutes of work for a compiler.
+pub(super) fn bomb() -> Bytes {
     let branches: String = (0..19_000)
         .map(|n| {
             let to = (n * 7) % 19_000;
             format!("(if (local.get {n}) (then (local.set {to} (i32.const {n}))))")
         })
         .collect();
-    let bomb = wasm(&format!(
+    wasm(&format!(
         "(module (func (export \"_start\") (local {}) {branches}))",
         "i32 ".repeat(19_000),
-    ));
+    ))
+}
+
+#[tokio::test]
+async fn what_took_too_long_to_compile_is_not_tried_again() {
+    let mut tight = settings();
+    let timeout = Duration::from_secs(5);
+    tight.compile.timeout = timeout;
+    tight.compile.memory_bytes_max = 1 << 30;
+    let sandbox = Sandbox::start(tight).unwrap();
+    let bomb = bomb();
     let error = within(sandbox.prepare(bomb.clone(), Preparation::Optimised))
         .await
         .unwrap_err();

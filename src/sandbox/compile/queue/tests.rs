@@ -271,3 +271,59 @@ fn nobody_gets_the_whole_queue() {
     assert!(queue.has_room(Quality::Best, few, 2, 10));
     assert!(queue.has_room(Quality::Soon, many, 2, 10));
 }
+
+#[test]
+fn who_keeps_the_slow_workers_gives_way_to_who_has_fewer() {
+    let [own, other] = [1, 2].map(ShareKey::of);
+    for (workers_max, lane) in [(1, Lane::Slow), (2, Lane::Slow), (1, Lane::Quick)] {
+        let mut queue = Queue::default();
+        waiting_for(&mut queue, Lane::Slow, own);
+        assert!(take(&mut queue, workers_max).is_some());
+        // Nobody waits, or only who has it all.
+        assert!(!queue.is_outwaited(own, workers_max));
+        waiting_for(&mut queue, lane, own);
+        assert!(!queue.is_outwaited(own, workers_max));
+        waiting_for(&mut queue, lane, other);
+        assert!(queue.is_outwaited(own, workers_max));
+        // Of three workers, one is free.
+        assert!(!queue.is_outwaited(own, 3));
+    }
+
+    // What is quick has a worker of its own.
+    let mut queue = Queue::default();
+    waiting_for(&mut queue, Lane::Slow, own);
+    assert!(take(&mut queue, 2).is_some());
+    waiting_for(&mut queue, Lane::Quick, ShareKey::of(3));
+    assert!(take(&mut queue, 2).is_some());
+    waiting_for(&mut queue, Lane::Quick, other);
+    assert!(!queue.is_outwaited(own, 2));
+
+    // Who has as many waits for the end, and the operator for nobody's.
+    let mut queue = Queue::default();
+    for share in [own, other, OPERATOR] {
+        waiting_for(&mut queue, Lane::Slow, share);
+        assert!(take(&mut queue, 4).is_some());
+    }
+    waiting_for(&mut queue, Lane::Slow, other);
+    assert!(!queue.is_outwaited(own, 4));
+    waiting_for(&mut queue, Lane::Slow, OPERATOR);
+    assert!(queue.is_outwaited(own, 4));
+    waiting_for(&mut queue, Lane::Slow, ShareKey::of(4));
+    assert!(!queue.is_outwaited(OPERATOR, 4));
+}
+
+#[test]
+fn each_turn_is_twice_as_long() {
+    let flight = Flight::new(
+        ModuleHash::of(b""),
+        Bytes::new(),
+        Quality::Best,
+        OPERATOR,
+        1,
+    );
+    let turns = [0, 1, 4, u32::MAX].map(|turns| {
+        flight.turns.store(turns, Ordering::Release);
+        flight.turn().as_secs()
+    });
+    assert_eq!(turns, [2, 4, 32, 2 * u64::from(u32::MAX)]);
+}

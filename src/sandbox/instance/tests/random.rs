@@ -70,6 +70,8 @@ fn run(sitting: &Sitting, module: &Arc<Prepared>, stdin: &[u8], deadline: Durati
                 memory_bytes_max: 16 << 20,
                 stdout_bytes_max: 1 << 16,
                 stderr_bytes_max: 1 << 10,
+                stack_bytes_max: 1 << 20,
+                table_elements_max: 100_000,
             },
             share: ShareKey::default(),
         },
@@ -274,6 +276,7 @@ fn scripted_guests_leave_nothing() {
             | End::TimeLimit
             | End::MemoryLimit
             | End::StackLimit
+            | End::TableLimit
             | End::OutputLimit
             | End::Cancelled => {}
         }

@@ -27,7 +27,7 @@ use crate::sandbox::engine::{Compiler, START_EXPORT};
 use crate::sandbox::instrument::Unchanged;
 use crate::sandbox::memory::{Data, MemoryPool};
 use crate::sandbox::sections::Sections;
-use crate::sandbox::tunables::{SandboxTunables, making};
+use crate::sandbox::tunables::{Room, SandboxTunables, making};
 
 #[test]
 fn cranelifts_code_keeps_its_meaning() {
@@ -218,8 +218,12 @@ impl World {
         }
         let mut store = Store::new(engine);
         let imports = imports(&mut store, &module).ok_or(NotLoaded::Skipped)?;
+        let room = Room {
+            pages_max: 1 << 16,
+            table_elements_max: u32::MAX,
+        };
         #[expect(clippy::result_large_err, reason = "the error is Wasmer's")]
-        let (made, _) = making(1 << 16, Data::Written, || {
+        let (made, _) = making(room, Data::Written, || {
             Instance::new_by_index(&mut store, &module, &imports)
         });
         let instance = match made {
