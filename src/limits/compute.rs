@@ -117,7 +117,7 @@ impl Limiter {
 
     /// Counts the seat among those of its user.
     async fn sit(&self, seat: &mut Seat, guests_max: u32, on_loss: OnLoss) -> Result<(), NoSeat> {
-        let mut most = guests_max;
+        let (mut most, mut is_ungranted) = (guests_max, false);
         if let Some(shared) = &self.shared {
             let (subject, rate) = (seat.guests(), borrowed(guests_max));
             match shared.ask(&subject, rate).await {
@@ -125,19 +125,28 @@ impl Limiter {
                 Some(Decision { allowed: false, .. }) => {
                     return Err(NoSeat::TooManyGuests(guests_max));
                 }
-                None => match shared.lost(on_loss) {
-                    OnLoss::Local => most = shared.share(rate).per_minute.unwrap_or(guests_max),
-                    OnLoss::Open => most = u32::MAX,
-                    OnLoss::Closed => return Err(NoSeat::Unavailable),
-                },
+                None => {
+                    is_ungranted = true;
+                    match shared.lost(on_loss) {
+                        OnLoss::Local => most = shared.share(rate).per_minute.unwrap_or(guests_max),
+                        OnLoss::Open => most = u32::MAX,
+                        OnLoss::Closed => return Err(NoSeat::Unavailable),
+                    }
+                }
             }
         }
         seat.is_counted = self.running.enter((seat.user, seat.tier), most);
-        if seat.is_counted {
-            Ok(())
-        } else {
-            Err(NoSeat::TooManyGuests(guests_max))
+        if !seat.is_counted {
+            return Err(NoSeat::TooManyGuests(guests_max));
         }
+        if let Some(shared) = &self.shared
+            && is_ungranted
+        {
+            // Its place is one less for all gateways when Redis is back.
+            shared.occupy(&seat.guests(), borrowed(guests_max));
+            seat.is_shared = true;
+        }
+        Ok(())
     }
 
     fn charge_cpu(&self, seat: &Seat, used: Duration) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::store::leases::{Leases, Taken};
+use super::store::leases::{ASK_AGAIN_AFTER, Leases, Taken};
 use super::store::memory::MemoryStore;
 use super::store::redis::{Courier, SettingsError};
 use super::store::{LimitStore, Stats};
@@ -156,6 +156,11 @@ impl Shared {
         self.leases.charge(subject, rate, thousandths, now);
     }
 
+    /// Notes a borrowed token that is used without Redis.
+    pub fn occupy(&self, subject: &Subject, rate: Rate) {
+        self.leases.occupy(subject, rate, Instant::now());
+    }
+
     pub fn release(&self, subject: &Subject) {
         self.leases.release(subject, Instant::now());
     }
@@ -181,17 +186,21 @@ impl Shared {
         let begun = Instant::now();
         let mut now = begun;
         loop {
-            let asked = match ask(now) {
-                Taken::Decided(decision) => return Some(decision),
-                Taken::Lost => return None,
-                Taken::Asked(asked) => asked,
-            };
-            if now == begun {
+            let left = self.wait_max.saturating_sub(now - begun);
+            let taken = ask(now);
+            if now == begun && matches!(taken, Taken::Asked(_) | Taken::Soon(_)) {
                 metrics().limit_waits.inc();
             }
-            let left = self.wait_max.saturating_sub(now - begun);
-            // An error within is a question that was dropped, and is asked again.
-            let _ = tokio::time::timeout(left, asked).await.ok()?;
+            match taken {
+                Taken::Decided(decision) => return Some(decision),
+                Taken::Lost => return None,
+                // An error within is a question that was dropped, and is asked again.
+                Taken::Asked(asked) => drop(tokio::time::timeout(left, asked).await.ok()?),
+                Taken::Soon(_) if left > ASK_AGAIN_AFTER => {
+                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                }
+                Taken::Soon(decision) => return Some(decision),
+            }
             now = Instant::now();
         }
     }

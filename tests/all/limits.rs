@@ -4,4 +4,5 @@ mod gateways;
 mod model;
 mod quotas;
 mod script;
+mod seats;
 mod simulation;

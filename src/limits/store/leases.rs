@@ -43,7 +43,7 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 const QUIET_AFTER: Duration = Duration::from_secs(1);
 
 /// The store is not asked again so soon about a subject for whom it had nothing.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+pub const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// Tokens are held for requests of so long a time.
 const AHEAD: Duration = Duration::from_millis(500);
@@ -76,6 +76,9 @@ pub enum Taken {
     Lost,
     /// Only the store knows. It has been asked; ask [`Leases::take`] again when this resolves.
     Asked(oneshot::Receiver<()>),
+    /// Other gateways hold tokens that they don't use, and have been asked for them: try again after
+    /// [`ASK_AGAIN_AFTER`], or else this is the decision.
+    Soon(Decision),
 }
 
 struct Shard {
@@ -123,7 +126,11 @@ impl Leases {
             return Taken::Lost;
         }
         if let Some(decision) = entry.refuse(subject, now_ns) {
-            return Taken::Decided(decision);
+            return if entry.may_come_soon() {
+                Taken::Soon(decision)
+            } else {
+                Taken::Decided(decision)
+            };
         }
         let (waiter, asked) = oneshot::channel();
         entry.waiters.push(waiter);
@@ -178,9 +185,22 @@ impl Leases {
         let now_ns = self.nanoseconds(now);
         let mut shard = self.shards.of(subject);
         // One that was forgotten meanwhile has no lease any more.
-        if let Some(entry) = shard.entries.get_mut(subject) {
-            entry.release(now_ns);
+        if let Some(entry) = shard.entries.get_mut(subject)
+            && entry.release(now_ns)
+        {
+            self.enqueue(subject, entry);
         }
+    }
+
+    /// Notes that a token of that kind is in use although the store could not be asked, so that it
+    /// hears of it when it is back. It ends as others do, with [`Leases::release`].
+    pub fn occupy(&self, subject: &Subject, rate: Rate, now: Instant) {
+        let now_ns = self.nanoseconds(now);
+        let mut shard = self.shards.of(subject);
+        let entry = self.entry(&mut shard, subject, now_ns);
+        entry.rate = rate;
+        entry.occupy(now_ns);
+        shard.live.insert(*subject);
     }
 
     /// Notes whom the store has to hear of without a request: leases in use, and those that have
@@ -193,8 +213,12 @@ impl Leases {
                 let Some(entry) = entries.peek_mut(subject) else {
                     return false;
                 };
-                if entry.is_due(now_ns) {
+                if entry.is_due(subject, now_ns) {
                     self.enqueue(subject, entry);
+                }
+                if entry.is_in_use() {
+                    // However many others come meanwhile, it is not forgotten.
+                    entries.promote(subject);
                 }
                 true
             });
@@ -248,6 +272,9 @@ impl Leases {
         };
         if entry.settle(call, answer, now_ns) || entry.owed > 0 {
             live.insert(call.subject);
+            if entry.gives_way() {
+                self.enqueue(&call.subject, entry);
+            }
         } else {
             live.remove(&call.subject);
         }

@@ -334,7 +334,7 @@ impl Courier {
         for call in calls {
             self.add(&mut pipeline, call);
         }
-        let answers: Vec<(i64, String, String)> = pipeline.query_async(connection).await?;
+        let answers: Vec<Said> = pipeline.query_async(connection).await?;
         if answers.len() != calls.len() {
             return Err((ErrorKind::UnexpectedReturnType, "answers are missing").into());
         }
@@ -364,7 +364,8 @@ impl Courier {
             .arg(u64::try_from(LEASE.as_micros()).unwrap_or(u64::MAX))
             .arg(seed_a.to_string())
             .arg(seed_b.to_string())
-            .arg(i32::from(call.restores));
+            .arg(i32::from(call.restores))
+            .arg(call.idle);
     }
 
     /// Notes whether Redis answers: everywhere, and in the log when that is new.
@@ -402,7 +403,12 @@ impl Backoff {
     }
 }
 
-fn answer((granted, minute, day): (i64, String, String)) -> Result<Option<Answer>, RedisError> {
+/// What the script returns.
+type Said = (i64, String, String, u32, bool);
+
+fn answer(
+    (granted, minute, day, idle_elsewhere, is_wanted): Said,
+) -> Result<Option<Answer>, RedisError> {
     let Ok(granted) = u32::try_from(granted) else {
         return Ok(None);
     };
@@ -410,6 +416,8 @@ fn answer((granted, minute, day): (i64, String, String)) -> Result<Option<Answer
         (Ok(minute), Ok(day)) => Ok(Some(Answer {
             granted,
             debts: [minute, day],
+            idle_elsewhere,
+            is_wanted,
         })),
         _ => Err((ErrorKind::UnexpectedReturnType, "an answer is not a number").into()),
     }

@@ -15,6 +15,8 @@ struct State {
     debts: [u128; 2],
     at: u64,
     leases: BTreeMap<String, Lease>,
+    /// Who has last asked for a place in vain, and until when the others care.
+    wanted: Option<(String, u64)>,
 }
 
 #[derive(Clone, Copy)]
@@ -22,7 +24,11 @@ struct Lease {
     held: u32,
     expires: u64,
     sequence: u64,
+    idle: u32,
 }
+
+/// So long the others care.
+const WANTED_FOR_US: u64 = 1_000_000;
 
 impl Store {
     /// `None` where a newer question of this gateway was answered before.
@@ -32,7 +38,13 @@ impl Store {
             debts: call.seed,
             at: now,
             leases: BTreeMap::new(),
+            wanted: None,
         });
+        let is_borrowed = matches!(call.windows()[0], (0.., 1));
+        let is_wanted = state
+            .wanted
+            .as_ref()
+            .is_some_and(|(who, until)| who != gateway && *until > now);
         if call.restores {
             state.debts[1] = state.debts[1].max(call.seed[1]);
         }
@@ -55,10 +67,14 @@ impl Store {
             if call.sequence <= own.sequence {
                 return None;
             }
-            held = held.min(own.held);
-            back = call.back.min(own.held - held);
+            if !is_borrowed {
+                held = held.min(own.held);
+            }
+            back = call.back.min(own.held.saturating_sub(held));
             state.leases.remove(gateway);
         }
+        // What it holds itself was taken out above.
+        let idle_elsewhere = state.leases.values().map(|lease| lease.idle).sum();
         let outstanding = i128::from(state.outstanding()) + i128::from(held);
         let (mut free, mut room) = (i128::MAX, i128::MAX);
         for (debt, (limit, window)) in state.debts.iter_mut().zip(call.windows()) {
@@ -91,12 +107,18 @@ impl Store {
                 held: held + granted,
                 expires: now + lease_us,
                 sequence: call.sequence,
+                idle: call.idle,
             };
             state.leases.insert(gateway.to_owned(), lease);
+        }
+        if is_borrowed && granted < call.need {
+            state.wanted = Some((gateway.to_owned(), now + WANTED_FOR_US));
         }
         Some(Answer {
             granted,
             debts: state.debts,
+            idle_elsewhere,
+            is_wanted,
         })
     }
 }

@@ -19,7 +19,7 @@ fn script() -> String {
     let script = std::fs::read_to_string(path).unwrap();
     let clock = "local clock = redis.call('TIME')\nlocal now = clock[1] * 1000000 + clock[2]\n";
     assert!(script.contains(clock));
-    script.replace(clock, "local now = tonumber(ARGV[17])\n")
+    script.replace(clock, "local now = tonumber(ARGV[18])\n")
 }
 
 async fn connect(redis: &Redis) -> MultiplexedConnection {
@@ -52,12 +52,18 @@ async fn ask(
         .arg(call.seed[0].to_string())
         .arg(call.seed[1].to_string())
         .arg(i32::from(call.restores))
+        .arg(call.idle)
         .arg(now);
-    let (granted, minute, day): (i64, String, String) =
+    let (granted, minute, day, idle_elsewhere, is_wanted): (i64, String, String, u32, bool) =
         command.query_async(connection).await.unwrap();
     let granted = u32::try_from(granted).ok()?;
     let debts = [minute.parse().unwrap(), day.parse().unwrap()];
-    Some(Answer { granted, debts })
+    Some(Answer {
+        granted,
+        debts,
+        idle_elsewhere,
+        is_wanted,
+    })
 }
 
 /// xorshift64
@@ -121,11 +127,11 @@ async fn the_script_agrees_with_the_model() {
             let at = origin + Duration::from_micros(now - begun);
             for _ in 0..random.below(20) {
                 match random.below(8) {
-                    // Places of guests are given back, never charged.
-                    0 if !matches!(subject, Subject::Guests(..)) => {
-                        leases.charge(&subject, rate, random.below(3_000), at);
-                    }
+                    0 => leases.charge(&subject, rate, random.below(3_000), at),
                     1 => leases.release(&subject, at),
+                    2 if matches!(subject, Subject::Guests(..)) => {
+                        leases.occupy(&subject, rate, at);
+                    }
                     _ => {
                         if let Taken::Asked(asked) = leases.take(&subject, rate, at) {
                             waiting.push(asked);

@@ -414,6 +414,7 @@ impl Simulation {
         match this.leases.take(&self.subject, self.rate, now) {
             Taken::Decided(decision) if decision.allowed => self.admitted.push(self.now),
             Taken::Decided(_) | Taken::Lost => {}
+            Taken::Soon(_) => panic!("what is spent does not come back"),
             Taken::Asked(asked) => {
                 this.waiting.push((since, asked));
                 self.send(gateway);

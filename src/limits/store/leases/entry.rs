@@ -21,6 +21,8 @@ pub struct Call {
     pub rate: Rate,
     /// Tokens that this gateway holds now, besides those it gives back.
     pub held: u32,
+    /// Of [`Subject::Guests`]: how many of `held` are not in use.
+    pub idle: u32,
     /// Tokens given back: they were held, and are not any more.
     pub back: u32,
     /// Tokens for which requests wait.
@@ -45,6 +47,10 @@ pub struct Answer {
     /// What the buckets owe now, minute and day, in the units of [`Call::seed`]; tokens that a gateway
     /// holds count as owed.
     pub debts: [u128; 2],
+    /// Of [`Subject::Guests`]: what other gateways held without using it, when they were last heard of.
+    pub idle_elsewhere: u32,
+    /// Of [`Subject::Guests`]: whether another gateway has asked in vain a moment ago.
+    pub is_wanted: bool,
 }
 
 impl Call {
@@ -73,8 +79,7 @@ impl Call {
 pub(super) struct Entry {
     pub rate: Rate,
     pub held: u32,
-    /// Of [`Subject::Guests`]: tokens in use, which are held as well, beside `held`.
-    in_use: u32,
+    seats: Seats,
     valid_until_ns: u64,
     /// What the store last said; all that is held here counts as taken there.
     known: Account,
@@ -97,6 +102,21 @@ pub(super) struct Entry {
     generation: u32,
 }
 
+/// Of [`Subject::Guests`]: tokens that come back after use.
+#[derive(Default)]
+struct Seats {
+    /// In use, which are held as well, beside [`Entry::held`].
+    in_use: u32,
+    /// As many of those in use were never granted, because the store did not answer then.
+    ungranted: u32,
+    /// Most in use at a time, since `since_ns` and in the period before.
+    most: [u32; 2],
+    since_ns: u64,
+    /// What the store last said of the other gateways.
+    idle_elsewhere: u32,
+    is_wanted: bool,
+}
+
 /// How many requests come.
 #[derive(Default)]
 struct Measured {
@@ -110,7 +130,7 @@ impl Entry {
         Entry {
             rate: Rate::default(),
             held: 0,
-            in_use: 0,
+            seats: Seats::default(),
             valid_until_ns: 0,
             known: Account::default(),
             known_at_ns: 0,
@@ -142,7 +162,7 @@ impl Entry {
         }
         self.held -= 1;
         if subject.is_borrowed() {
-            self.in_use += 1;
+            self.seats.sit();
         }
         Some(self.admitted(subject, now_ns))
     }
@@ -188,13 +208,32 @@ impl Entry {
         })
     }
 
-    /// Puts a borrowed token back.
-    pub fn release(&mut self, now_ns: u64) {
+    /// Whether other gateways hold borrowed tokens that they don't use: they will give them back soon.
+    pub fn may_come_soon(&self) -> bool {
+        self.seats.idle_elsewhere > 0
+    }
+
+    /// Whether another gateway needs what is held here without being used.
+    pub fn gives_way(&self) -> bool {
+        self.seats.is_wanted && self.held > 0
+    }
+
+    pub fn is_in_use(&self) -> bool {
+        self.seats.in_use > 0
+    }
+
+    /// Notes a borrowed token that is used without being granted.
+    pub fn occupy(&mut self, now_ns: u64) {
         self.used_ns = now_ns;
-        if self.in_use > 0 {
-            self.in_use -= 1;
-            self.held += 1;
-        }
+        self.seats.ungranted += 1;
+        self.seats.sit();
+    }
+
+    /// Puts a borrowed token back. Says whether the store must hear of it at once.
+    pub fn release(&mut self, now_ns: u64) -> bool {
+        self.used_ns = now_ns;
+        self.held += self.seats.rise();
+        self.seats.is_wanted
     }
 
     /// Whether it is time to ask for tokens, before none is held.
@@ -203,16 +242,18 @@ impl Entry {
     }
 
     /// Whether the store must hear of this lease, without a request.
-    pub fn is_due(&mut self, now_ns: u64) -> bool {
+    pub fn is_due(&mut self, subject: &Subject, now_ns: u64) -> bool {
         if now_ns >= self.valid_until_ns {
             self.held = 0;
         }
         let since = |at_ns: u64| now_ns.saturating_sub(at_ns);
-        if self.in_use == 0 && since(self.used_ns) >= nanoseconds(QUIET_AFTER) {
+        if self.seats.in_use == 0 && since(self.used_ns) >= nanoseconds(QUIET_AFTER) {
             self.gives_back = true;
             return true;
         }
-        self.owed > 0 || since(self.asked_ns) >= nanoseconds(REPORT_EVERY)
+        // Whoever holds what others may want hears soon whether they do.
+        let is_idle = subject.is_borrowed() && self.held > 0;
+        is_idle || self.owed > 0 || since(self.asked_ns) >= nanoseconds(REPORT_EVERY)
     }
 
     pub fn call(
@@ -233,10 +274,13 @@ impl Entry {
         let wanted = self.wanted_ahead(&subject, now_ns);
         let gives_back = std::mem::take(&mut self.gives_back) && need == 0;
         let back = if gives_back {
-            std::mem::take(&mut self.held)
+            self.held
+        } else if subject.is_borrowed() && need == 0 {
+            self.seats.spare(self.held, now_ns)
         } else {
             0
         };
+        self.held -= back;
         let ahead = if gives_back {
             0
         } else {
@@ -247,7 +291,8 @@ impl Entry {
             subject,
             sequence,
             rate: self.rate,
-            held: self.held + self.in_use,
+            held: self.held + self.seats.in_use,
+            idle: if subject.is_borrowed() { self.held } else { 0 },
             back,
             need,
             ahead,
@@ -277,6 +322,8 @@ impl Entry {
             .debts
             .map(|debt| Bucket::owing(debt.saturating_mul(1_000), now_ns));
         self.known = Account::of(minute, day);
+        self.seats.idle_elsewhere = answer.idle_elsewhere;
+        self.seats.is_wanted = answer.is_wanted;
         if call.need > 0 && answer.granted == 0 {
             self.ask_again_ns = now_ns + nanoseconds(ASK_AGAIN_AFTER);
         }
@@ -285,7 +332,7 @@ impl Entry {
             self.low = self.low.min(self.held / 2);
         }
         self.wake();
-        call.held + answer.granted > 0
+        call.held + answer.granted + self.seats.in_use > 0
     }
 
     pub fn fail(&mut self, call: &Call) {
@@ -339,5 +386,37 @@ impl Entry {
             minute = minute.max(empty.debt(quota, now_ns));
         }
         [minute, day].map(|debt| debt.div_ceil(1_000))
+    }
+}
+
+impl Seats {
+    fn sit(&mut self) {
+        self.in_use += 1;
+        self.most[0] = self.most[0].max(self.in_use);
+    }
+
+    /// Ends a use; returns what of it can be used again. Those that were never granted end first.
+    fn rise(&mut self) -> u32 {
+        if self.in_use == 0 {
+            return 0;
+        }
+        self.in_use -= 1;
+        let is_granted = self.ungranted == 0;
+        self.ungranted = self.ungranted.saturating_sub(1);
+        u32::from(is_granted)
+    }
+
+    /// How many of `held` to give back: all while another gateway needs them, else those that were not
+    /// in use for a while.
+    fn spare(&mut self, held: u32, now_ns: u64) -> u32 {
+        if now_ns.saturating_sub(self.since_ns) >= nanoseconds(REPORT_EVERY) {
+            self.most = [self.in_use, self.most[0]];
+            self.since_ns = now_ns;
+        }
+        if self.is_wanted {
+            return held;
+        }
+        let most = self.most[0].max(self.most[1]);
+        held.saturating_sub(most.saturating_sub(self.in_use))
     }
 }

@@ -30,7 +30,7 @@ fn up(now: Instant) -> Leases {
 fn allowed(leases: &Leases, subject: &Subject, now: Instant) -> Option<bool> {
     match leases.take(subject, HUNDRED, now) {
         Taken::Decided(decision) => Some(decision.allowed),
-        Taken::Lost => None,
+        Taken::Lost | Taken::Soon(_) => None,
         Taken::Asked(asked) => {
             // Whoever stops waiting is not asked for.
             std::mem::forget(asked);
@@ -48,7 +48,16 @@ fn one(leases: &Leases, now: Instant) -> Call {
 /// The store grants this many, with `used` tokens taken in all.
 fn grant(leases: &Leases, call: &Call, granted: u32, used: u128, now: Instant) {
     let debts = [used * MINUTE, 0];
-    leases.settle(call, Some(Answer { granted, debts }), now);
+    leases.settle(call, Some(answer(granted, debts)), now);
+}
+
+fn answer(granted: u32, debts: [u128; 2]) -> Answer {
+    Answer {
+        granted,
+        debts,
+        idle_elsewhere: 0,
+        is_wanted: false,
+    }
 }
 
 #[test]
@@ -222,14 +231,7 @@ fn borrowed_tokens_come_back_and_are_held_as_long_as_they_are_used() {
     let call = one(&leases, now);
     assert_eq!((call.windows(), call.need), ([(2, 1), (-1, 1)], 1));
     drop(asked);
-    leases.settle(
-        &call,
-        Some(Answer {
-            granted: 1,
-            debts: [1, 0],
-        }),
-        now,
-    );
+    leases.settle(&call, Some(answer(1, [1, 0])), now);
     assert!(matches!(
         take(now),
         Taken::Decided(Decision {
@@ -242,14 +244,7 @@ fn borrowed_tokens_come_back_and_are_held_as_long_as_they_are_used() {
     leases.sweep(later);
     let report = one(&leases, later);
     assert_eq!((report.held, report.back), (1, 0));
-    leases.settle(
-        &report,
-        Some(Answer {
-            granted: 0,
-            debts: [1, 0],
-        }),
-        later,
-    );
+    leases.settle(&report, Some(answer(0, [1, 0])), later);
     leases.release(&guests(), later);
     // The next one takes its place at once.
     assert!(matches!(
@@ -260,6 +255,121 @@ fn borrowed_tokens_come_back_and_are_held_as_long_as_they_are_used() {
     let quiet = later + QUIET_AFTER;
     leases.sweep(quiet);
     assert_eq!(one(&leases, quiet).back, 1);
+}
+
+const FOUR: Rate = Rate {
+    per_minute: Some(4),
+    per_day: None,
+};
+
+/// Takes a place for a guest; `None` where it is asked for.
+fn sits(leases: &Leases, now: Instant) -> Option<bool> {
+    match leases.take(&guests(), FOUR, now) {
+        Taken::Decided(decision) => Some(decision.allowed),
+        Taken::Lost | Taken::Soon(_) => None,
+        Taken::Asked(asked) => {
+            std::mem::forget(asked);
+            None
+        }
+    }
+}
+
+#[test]
+fn a_place_that_is_not_used_goes_back_while_others_are_in_use() {
+    let now = Instant::now();
+    let leases = up(now);
+    assert_eq!((sits(&leases, now), sits(&leases, now)), (None, None));
+    let call = one(&leases, now);
+    leases.settle(&call, Some(answer(2, [2, 0])), now);
+    assert_eq!(
+        (sits(&leases, now), sits(&leases, now)),
+        (Some(true), Some(true))
+    );
+    leases.release(&guests(), now);
+    let (mut later, mut back) = (now, 0);
+    while back == 0 {
+        later += Duration::from_millis(250);
+        assert!(later <= now + Duration::from_secs(1), "it is kept");
+        leases.sweep(later);
+        let call = one(&leases, later);
+        assert_eq!(call.idle + call.back, 1);
+        back = call.back;
+        leases.settle(&call, Some(answer(0, [1, 0])), later);
+    }
+    assert_eq!(sits(&leases, later), None, "it was given back");
+    assert_eq!(one(&leases, later).held, 1);
+}
+
+#[test]
+fn a_place_that_another_gateway_needs_goes_back_at_once() {
+    let now = Instant::now();
+    let leases = up(now);
+    assert_eq!((sits(&leases, now), sits(&leases, now)), (None, None));
+    let call = one(&leases, now);
+    leases.settle(&call, Some(answer(2, [2, 0])), now);
+    assert_eq!(
+        (sits(&leases, now), sits(&leases, now)),
+        (Some(true), Some(true))
+    );
+    leases.release(&guests(), now);
+    let soon = now + REPORT_EVERY;
+    leases.sweep(soon);
+    let wanted = Answer {
+        is_wanted: true,
+        ..answer(0, [2, 0])
+    };
+    let call = one(&leases, soon);
+    assert_eq!((call.held, call.idle, call.back), (2, 1, 0));
+    leases.settle(&call, Some(wanted), soon);
+    let call = one(&leases, soon);
+    assert_eq!((call.held, call.idle, call.back), (1, 0, 1));
+    leases.settle(&call, Some(wanted), soon);
+    // And the other one when its guest ends, without waiting for a sweep.
+    leases.release(&guests(), soon);
+    let call = one(&leases, soon);
+    assert_eq!((call.held, call.back), (0, 1));
+}
+
+#[test]
+fn who_finds_no_place_waits_only_where_others_have_one_to_spare() {
+    let now = Instant::now();
+    let leases = up(now);
+    assert_eq!(sits(&leases, now), None);
+    let spare = Answer {
+        idle_elsewhere: 1,
+        ..answer(0, [4, 0])
+    };
+    leases.settle(&one(&leases, now), Some(spare), now);
+    let Taken::Soon(refused) = leases.take(&guests(), FOUR, now) else {
+        panic!("there will be one soon")
+    };
+    assert!(!refused.allowed);
+    let later = now + ASK_AGAIN_AFTER;
+    assert_eq!(sits(&leases, later), None);
+    leases.settle(&one(&leases, later), Some(answer(0, [4, 0])), later);
+    assert_eq!(sits(&leases, later), Some(false));
+}
+
+#[test]
+fn guests_that_run_without_the_store_are_told_to_it_and_lend_nothing() {
+    let now = Instant::now();
+    let leases = up(now);
+    assert_eq!(sits(&leases, now), None);
+    leases.settle(&one(&leases, now), Some(answer(1, [1, 0])), now);
+    assert_eq!(sits(&leases, now), Some(true));
+    leases.set_up(false);
+    leases.occupy(&guests(), FOUR, now);
+    leases.set_up(true);
+    leases.sweep(now + REPORT_EVERY);
+    let call = one(&leases, now + REPORT_EVERY);
+    assert_eq!((call.held, call.idle), (2, 0));
+    leases.settle(&call, Some(answer(0, [2, 0])), now + REPORT_EVERY);
+    // Its place was never granted, so it is nobody's afterwards.
+    leases.release(&guests(), now);
+    assert_eq!(sits(&leases, now), None);
+    leases.settle(&one(&leases, now), Some(answer(0, [1, 0])), now);
+    leases.release(&guests(), now);
+    assert_eq!(sits(&leases, now), Some(true));
 }
 
 #[test]
@@ -275,7 +385,7 @@ fn a_store_that_lost_what_it_held_is_told_and_begins_empty() {
     let call = one(&leases, now);
     assert_eq!((call.seed, call.restores), ([0, 0], false));
     let debts = [MINUTE, 300 * day];
-    leases.settle(&call, Some(Answer { granted: 1, debts }), now);
+    leases.settle(&call, Some(answer(1, debts)), now);
     leases.store_has_lost(Duration::from_secs(30), now);
     let told = one(&leases, now);
     // Half of the minute has been refilled since.
