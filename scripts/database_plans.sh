@@ -13,7 +13,7 @@ Usage: scripts/database_plans.sh [--keys N] [--usage N] [--out FILE]
 
 Starts a PostgreSQL of its own in a temporary directory, which it removes at the end; applies the migrations, makes N keys
 (default 1000000; a user for each ten, an audit row for each) and N usage rows (default 10000000), and prints
-EXPLAIN (ANALYZE, BUFFERS) of what the gateway asks. Takes some minutes, 8 GB of disk at most, and PostgreSQL's programs
+EXPLAIN (ANALYZE, BUFFERS) of what the gateway asks. Takes five to ten minutes, 8 GB of disk at most, and PostgreSQL's programs
 (package postgresql; PG_BIN says where they are).
 TXT
       exit 0
@@ -81,7 +81,7 @@ SELECT v7(began() + i * interval '1 s', i), began() + i * interval '1 s',
        CASE WHEN i % 20 = 0 THEN 'execution_error' ELSE 'success' END, 500, 400, 65536, 100, 200, md5(i::text)
 FROM generate_series(1, :usage) i;
 INSERT INTO usage_daily
-SELECT user_id, (at AT TIME ZONE 'UTC')::date, '00000000-0000-0000-0000-000000000000', module, status, count(*), sum(wall_us),
+SELECT user_id, (at AT TIME ZONE 'UTC')::date, '00000000-0000-0000-0000-000000000000'::uuid, module, status, count(*), sum(wall_us),
        sum(cpu_us), max(memory_peak_bytes), sum(bytes_in), sum(bytes_out)
 FROM usage GROUP BY 1, 2, 3, 4, 5;
 VACUUM ANALYZE;
@@ -90,6 +90,15 @@ SQL
 plan() {
   printf '\n## %s\n\n' "$1"
   sql -At -c "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) $2"
+}
+# asked NAME STATEMENT TYPES VALUES: as the gateway asks, which has it planned for these values.
+asked() {
+  printf '\n## %s\n\n' "$1"
+  sql -At <<SQL
+SET plan_cache_mode = force_custom_plan;
+PREPARE asked($3) AS $2;
+EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) EXECUTE asked($4);
+SQL
 }
 user="v7(began() + 77 * interval '1 s', 77)"
 {
@@ -108,7 +117,15 @@ user="v7(began() + 77 * interval '1 s', 77)"
     JOIN users u ON u.id = k.user_id ORDER BY k.id DESC LIMIT 20"
   plan "how many keys there are" "SELECT COUNT(*) FROM api_keys"
   plan "the newest page of the audit" "SELECT id, action FROM audit WHERE id < 'ffffffff-ffff-ffff-ffff-ffffffffffff' ORDER BY id DESC LIMIT 50"
-  plan "the audit of one user" "SELECT id, action FROM audit WHERE user_id = $user ORDER BY id DESC LIMIT 50"
+  asked "the keys of one user, as an admin lists them" "SELECT k.id, u.email FROM api_keys k
+    LEFT JOIN key_rotations r ON r.old_id = k.id JOIN users u ON u.id = k.user_id WHERE (\$1 IS NULL OR k.user_id = \$1)
+    AND (\$2 IS NULL OR (k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > \$2)))
+    ORDER BY k.id DESC LIMIT \$3 OFFSET \$4" "uuid, timestamptz, bigint, bigint" "$user, NULL, 20, 0"
+  asked "the audit of one user" "SELECT id, action FROM audit WHERE id < \$1 AND id >= \$2 AND (\$3 IS NULL OR user_id = \$3)
+    AND (\$4 IS NULL OR key_id = \$4) AND (\$5 IS NULL OR subject_id = \$5) AND (\$6 IS NULL OR action = \$6)
+    AND (\$7 IS NULL OR at >= \$7) AND (\$8 IS NULL OR at < \$8) ORDER BY id DESC LIMIT \$9" \
+    "uuid, uuid, uuid, uuid, uuid, text, timestamptz, timestamptz, bigint" \
+    "'ffffffff-ffff-ffff-ffff-ffffffffffff', '00000000-0000-0000-0000-000000000000', $user, NULL, NULL, NULL, NULL, NULL, 50"
   plan "the audit of one subject" "SELECT id, action FROM audit
     WHERE subject_id = v7(began() + 4711 * interval '100 ms', 4711) ORDER BY id DESC LIMIT 50"
   plan "stopped modules" "SELECT id FROM modules WHERE stopped_at IS NOT NULL"

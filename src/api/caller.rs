@@ -11,12 +11,27 @@ use super::Caller;
 use super::problem::Problem;
 use crate::auth::{KeyPrincipal, Principal};
 use crate::failure::Failure;
+use crate::store::audit::{Actor, ActorKind};
 
 /// A caller with a valid key. What else the endpoint asks for was checked before.
 pub(super) struct Authenticated {
     pub(super) principal: Arc<KeyPrincipal>,
     pub(super) request_id: String,
     pub(super) client: Option<IpAddr>,
+}
+
+impl Authenticated {
+    /// Whom the audit tells of.
+    pub(super) fn actor(&self) -> Actor {
+        Actor {
+            kind: ActorKind::User,
+            user_id: Some(self.principal.user_id),
+            key_id: Some(self.principal.key_id),
+            operator: None,
+            address: self.client,
+            request_id: Some(self.request_id.clone()),
+        }
+    }
 }
 
 /// The `{id}` of the path.

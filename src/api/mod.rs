@@ -90,6 +90,18 @@ pub struct Caller {
     pub client: Option<IpAddr>,
 }
 
+impl Caller {
+    /// Whom the audit tells of where it is not known yet whose key it is.
+    fn actor(&self) -> Actor {
+        Actor {
+            kind: ActorKind::User,
+            address: self.client,
+            request_id: Some(self.request_id.clone()),
+            ..Actor::default()
+        }
+    }
+}
+
 /// The router's own state.
 struct Api {
     state: State,
@@ -98,14 +110,7 @@ struct Api {
 impl Api {
     /// The store, with changes to it under the caller's name.
     fn store_for(&self, caller: &caller::Authenticated) -> Store {
-        self.state.store.acting(Actor {
-            kind: ActorKind::User,
-            user_id: Some(caller.principal.user_id),
-            key_id: Some(caller.principal.key_id),
-            operator: None,
-            address: caller.client,
-            request_id: Some(caller.request_id.clone()),
-        })
+        self.state.store.acting(caller.actor())
     }
 }
 

@@ -15,7 +15,6 @@ use super::{Api, Caller, json};
 use crate::auth::{Role, Scopes};
 use crate::failure::Failure;
 use crate::limits::{Rate, RouteKey, Subject, Tier};
-use crate::store::audit::{Actor, ActorKind};
 use crate::store::keys::NewKeyRow;
 
 /// Accounts that one address may make. A Free account costs nothing, so without a bound a single
@@ -50,12 +49,7 @@ pub(super) async fn register(
         return Err(Failure::bad_request("`email` is missing").into());
     }
     take_turn(&api, &caller)?;
-    let store = api.state.store.acting(Actor {
-        kind: ActorKind::User,
-        address: caller.client,
-        request_id: Some(caller.request_id.clone()),
-        ..Actor::default()
-    });
+    let store = api.state.store.acting(caller.actor());
     let user = store
         .user_create_on(&sign_up.email, Role::User, Tier::Free)
         .await?;

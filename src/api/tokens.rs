@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::caller::Authenticated;
 use super::problem::Problem;
-use super::{Api, json, values};
+use super::{Api, Caller, json, values};
 use crate::auth::{Scopes, TokenError, TokenPair};
 use crate::failure::{Failure, code};
 
@@ -69,7 +69,11 @@ pub(super) async fn create(
         return Err(Failure::insufficient_scope(lacking.as_str()).into());
     }
     let now = Utc::now();
-    match api.state.auth.issue_tokens(key, scopes, now).await {
+    let issued = api
+        .state
+        .auth
+        .issue_tokens(key, scopes, caller.actor(), now);
+    match issued.await {
         Ok(pair) => Ok(answer(pair, now)),
         // The key was stopped since it was read.
         Err(TokenError::Refused) => {
@@ -81,9 +85,9 @@ pub(super) async fn create(
 
 pub(super) async fn refresh(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let request_id = super::request_id(&request);
     let wanted: Option<RefreshRequest> =
         json::read(request, r#"{"refresh_token": "wwr_…"}"#).await?;
     let Some(wanted) = wanted else {
@@ -91,25 +95,28 @@ pub(super) async fn refresh(
     };
     let now = Utc::now();
     let token = &wanted.refresh_token;
-    let pair = api.state.auth.refresh_tokens(token, now).await;
-    let pair = pair.map_err(|error| problem(error, &request_id))?;
+    let refreshed = api.state.auth.refresh_tokens(token, caller.actor(), now);
+    let pair = refreshed.await;
+    let pair = pair.map_err(|error| problem(error, &caller.request_id))?;
     Ok(answer(pair, now))
 }
 
 /// Whoever has a token may end it; whether it was one is not told (RFC 7009 section 2.2).
 pub(super) async fn revoke(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<StatusCode, Problem> {
-    let request_id = super::request_id(&request);
     let wanted: Option<RevokeRequest> = json::read(request, r#"{"token": "wwr_…"}"#).await?;
     let Some(wanted) = wanted else {
         return Err(
             Failure::bad_request("send {\"token\": \"…\"}: a refresh or access token").into(),
         );
     };
-    let revoked = api.state.auth.revoke_tokens(&wanted.token, Utc::now());
-    revoked.await.map_err(|error| problem(error, &request_id))?;
+    let auth = &api.state.auth;
+    let revoked = auth.revoke_tokens(&wanted.token, caller.actor(), Utc::now());
+    let revoked = revoked.await;
+    revoked.map_err(|error| problem(error, &caller.request_id))?;
     Ok(StatusCode::NO_CONTENT)
 }
 

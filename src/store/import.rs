@@ -1,8 +1,10 @@
 //! Rows that come from elsewhere with the ids they had there. What is there already stays as it is.
 
 use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::audit::{Change, note};
 use super::modules::{DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX};
 use super::pool::in_transaction;
 use super::users::{check_email, email_key};
@@ -72,6 +74,8 @@ impl Store {
             .await
             .map_err(|error| StoreError::of_write(error, "user", "user"))?;
             if inserted.rows_affected() > 0 {
+                let facts = json!({ "email": email, "role": Role::User });
+                note!(self, tx, imported("user.import", id, facts))?;
                 Ok((id, Imported::New))
             } else {
                 let known: Uuid = sqlx::query_scalar("SELECT id FROM users WHERE email_key = $1")
@@ -104,11 +108,17 @@ impl Store {
             .execute(&mut *tx)
             .await
             .map_err(|error| StoreError::of_write(error, "API key", "user"))?;
-            Ok(if inserted.rows_affected() > 0 {
-                Imported::New
-            } else {
-                Imported::Known
-            })
+            if inserted.rows_affected() == 0 {
+                return Ok(Imported::Known);
+            }
+            let facts = json!({
+                "user_id": key.user_id,
+                "name": key.name,
+                "prefix": key.prefix,
+                "tier": key.tier.to_string(),
+            });
+            note!(self, tx, imported("key.import", key.id, facts))?;
+            Ok(Imported::New)
         })
     }
 
@@ -127,6 +137,7 @@ impl Store {
         let size = signed(new.wasm.len() as u64)?;
         let executions = signed(new.execution_count)?;
         let hash = ModuleHash::of(new.wasm);
+        let keep_blob = self.keep_blob();
         in_transaction!(self, |tx| {
             let known: Option<i32> = sqlx::query_scalar("SELECT 1 FROM modules WHERE id = $1")
                 .bind(new.id)
@@ -146,19 +157,13 @@ impl Store {
             .fetch_one(&mut *tx)
             .await
             .map_err(|error| StoreError::of_write(error, "module", "user"))?;
-            // The update changes nothing; it keeps the blob from being deleted before our row
-            // refers to it.
-            sqlx::query(
-                "INSERT INTO module_blobs (hash, wasm, size_bytes, created_at) \
-                 VALUES ($1, $2, $3, $4) \
-                 ON CONFLICT (hash) DO UPDATE SET created_at = module_blobs.created_at",
-            )
-            .bind(hash)
-            .bind(new.wasm)
-            .bind(size)
-            .bind(Stamp::from(new.uploaded_at))
-            .execute(&mut *tx)
-            .await?;
+            sqlx::query(keep_blob)
+                .bind(hash)
+                .bind(new.wasm)
+                .bind(size)
+                .bind(Stamp::from(new.uploaded_at))
+                .execute(&mut *tx)
+                .await?;
             sqlx::query(
                 "INSERT INTO modules (id, owner_id, name, version, description, hash, size_bytes, \
                  is_public, uploaded_at, last_executed_at, execution_count) \
@@ -178,7 +183,26 @@ impl Store {
             .execute(&mut *tx)
             .await
             .map_err(|error| StoreError::of_write(error, "module", "user"))?;
+            let facts = json!({
+                "owner_id": new.owner_id,
+                "name": new.name,
+                "version": version,
+                "sha256_hash": hash.to_string(),
+                "size_bytes": size,
+                "is_public": new.is_public,
+            });
+            note!(self, tx, imported("module.import", new.id, facts))?;
             Ok(Imported::New)
         })
+    }
+}
+
+/// What the audit tells of a row that was taken over.
+fn imported(action: &'static str, id: Uuid, facts: Value) -> Change {
+    Change {
+        action,
+        subject_id: Some(id),
+        before: None,
+        after: Some(facts),
     }
 }

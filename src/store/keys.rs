@@ -244,6 +244,8 @@ impl Store {
                  AND ($2 IS NULL OR (k.revoked_at IS NULL \
                  AND (k.expires_at IS NULL OR k.expires_at > $2)))",
             )
+            // Planned for what is asked for: one plan for all would walk all keys to find a user's.
+            .persistent(false)
             .bind(filter.user_id)
             .bind(live_at)
             .fetch_one(&mut *conn)
@@ -255,6 +257,7 @@ impl Store {
                  AND (k.expires_at IS NULL OR k.expires_at > $2))) \
                  ORDER BY k.id DESC LIMIT $3 OFFSET $4"
             ))
+            .persistent(false)
             .bind(filter.user_id)
             .bind(live_at)
             .bind(i64::from(limit))

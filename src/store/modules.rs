@@ -95,6 +95,19 @@ macro_rules! select {
 }
 
 impl Store {
+    /// The statement that stores a blob unless it is there, and keeps it from being deleted before a row
+    /// refers to it. SQLite's transaction is alone already; in PostgreSQL the update, which changes
+    /// nothing, locks the row, and its bytes are not copied.
+    pub(super) fn keep_blob(&self) -> &'static str {
+        self.pool().text(
+            "INSERT INTO module_blobs (hash, wasm, size_bytes, created_at) \
+             VALUES ($1, $2, $3, $4) ON CONFLICT (hash) DO NOTHING",
+            "INSERT INTO module_blobs (hash, wasm, size_bytes, created_at) \
+             VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (hash) DO UPDATE SET created_at = module_blobs.created_at",
+        )
+    }
+
     /// Stores the row and, unless it is there, the blob, in one transaction.
     ///
     /// # Errors
@@ -108,16 +121,7 @@ impl Store {
         let description = "a module's description has at most 4,096 bytes and no NUL";
         check_text(new.description, 0..=DESCRIPTION_BYTES_MAX, description)?;
         let size = signed(new.wasm.len() as u64)?;
-        // Keeps the blob from being deleted before our row refers to it. SQLite's transaction is
-        // alone already; in PostgreSQL the update, which changes nothing, locks the row, and its
-        // bytes are not copied.
-        let keep_blob = self.pool().text(
-            "INSERT INTO module_blobs (hash, wasm, size_bytes, created_at) \
-             VALUES ($1, $2, $3, $4) ON CONFLICT (hash) DO NOTHING",
-            "INSERT INTO module_blobs (hash, wasm, size_bytes, created_at) \
-             VALUES ($1, $2, $3, $4) \
-             ON CONFLICT (hash) DO UPDATE SET created_at = module_blobs.created_at",
-        );
+        let keep_blob = self.keep_blob();
         let row = in_transaction!(self, |tx| {
             // Made under the lock on the name, so that the ids of its versions ascend as well.
             let version: i64 = sqlx::query_scalar(

@@ -1,9 +1,11 @@
 //! Families of refresh tokens.
 
 use chrono::{DateTime, Utc};
+use serde_json::json;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
+use super::audit::{Actor, ActorKind, Change, note};
 use super::pool::{in_transaction, on_connection};
 use super::values::Stamp;
 use super::{Store, StoreError};
@@ -120,7 +122,7 @@ impl Store {
             if made.rows_affected() == 0 {
                 Err(StoreError::NotFound("API key"))
             } else {
-                sqlx::query(
+                let ended = sqlx::query(
                     "DELETE FROM token_families WHERE id IN \
                      (SELECT id FROM token_families WHERE key_id = $1 \
                      ORDER BY id DESC LIMIT 1000 OFFSET $2)",
@@ -128,8 +130,9 @@ impl Store {
                 .bind(new.key_id)
                 .bind(i64::from(new.families_max))
                 .execute(&mut *tx)
-                .await?;
-                Ok(())
+                .await?
+                .rows_affected();
+                note!(self, tx, issued(&new, ended))
             }
         })
     }
@@ -158,6 +161,9 @@ impl Store {
                         .bind(Stamp::from(refresh.now))
                         .execute(&mut *tx)
                         .await?;
+                    let store = self.by_itself().acting_with(row.user_id, row.key_id);
+                    let change = revoked(refresh.family_id, "a refresh token was used twice");
+                    note!(store, tx, change)?;
                     Ok(Refreshed::Reused { key_id: row.key_id })
                 }
                 Some(row) => {
@@ -173,6 +179,8 @@ impl Store {
                     .bind(Stamp::from(family.expires_at))
                     .execute(&mut *tx)
                     .await?;
+                    let store = self.acting_with(family.user_id, family.key_id);
+                    note!(store, tx, refreshed(refresh.family_id, &family))?;
                     Ok(Refreshed::Rotated(family))
                 }
             }
@@ -186,14 +194,34 @@ impl Store {
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
         in_transaction!(self, |tx| {
-            sqlx::query(
+            let done = sqlx::query(
                 "UPDATE token_families SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL",
             )
             .bind(id)
             .bind(Stamp::from(now))
             .execute(&mut *tx)
             .await?;
-            Ok(())
+            if done.rows_affected() == 0 {
+                return Ok(());
+            }
+            let (user_id, key_id): (Uuid, Uuid) = sqlx::query_as(
+                "SELECT k.user_id, k.id FROM token_families f JOIN api_keys k ON k.id = f.key_id \
+                 WHERE f.id = $1",
+            )
+            .bind(id)
+            .fetch_one(&mut *tx)
+            .await?;
+            // Whoever has a token may end it.
+            let store = self.acting_with(user_id, key_id);
+            note!(store, tx, revoked(id, "asked for with a token"))
+        })
+    }
+
+    /// The store for what the gateway does by itself, on the same request.
+    fn by_itself(&self) -> Store {
+        self.acting(Actor {
+            kind: ActorKind::System,
+            ..Actor::clone(&self.actor)
         })
     }
 
@@ -228,6 +256,45 @@ impl Store {
             .await?;
             Ok(i64::try_from(done.rows_affected()).unwrap_or(i64::MAX) >= PURGE_BATCH)
         })
+    }
+}
+
+/// What the audit tells of a new family, and of how many old ones it has ended.
+fn issued(new: &NewFamily, ended: u64) -> Change {
+    let mut after = json!({
+        "scopes": new.scopes.to_string(),
+        "expires_at": new.expires_at.to_rfc3339(),
+        "ends_at": new.ends_at.to_rfc3339(),
+    });
+    if ended > 0 {
+        after["families_ended"] = json!(ended);
+    }
+    Change {
+        action: "token.issue",
+        subject_id: Some(new.id),
+        before: None,
+        after: Some(after),
+    }
+}
+
+fn refreshed(id: Uuid, family: &Family) -> Change {
+    Change {
+        action: "token.refresh",
+        subject_id: Some(id),
+        before: None,
+        after: Some(json!({
+            "scopes": family.scopes.to_string(),
+            "expires_at": family.expires_at.to_rfc3339(),
+        })),
+    }
+}
+
+fn revoked(id: Uuid, why: &str) -> Change {
+    Change {
+        action: "token.revoke",
+        subject_id: Some(id),
+        before: None,
+        after: Some(json!({ "why": why })),
     }
 }
 

@@ -155,6 +155,8 @@ impl Store {
                  AND ($2 IS NULL OR role = $2) AND ($3 IS NULL OR tier = $3) \
                  AND ($4 IS NULL OR (disabled_at IS NOT NULL) = $4)",
             )
+            // Planned for what is asked for.
+            .persistent(false)
             .bind(&part)
             .bind(filter.role)
             .bind(filter.tier)
@@ -168,6 +170,8 @@ impl Store {
                  AND ($4 IS NULL OR (disabled_at IS NOT NULL) = $4) \
                  ORDER BY id DESC LIMIT $5 OFFSET $6",
             )
+            // Planned for what is asked for.
+            .persistent(false)
             .bind(&part)
             .bind(filter.role)
             .bind(filter.tier)

@@ -180,6 +180,22 @@ async fn a_refresh_token_used_twice_ends_the_family(builder: Builder) {
         (status.as_u16(), &body["code"]),
         (401, &json!("refresh_token_reused"))
     );
+    let audit = world.get("/api/admin/audit?action=token.revoke", &world.key);
+    let audit = answer(audit.await).await.1;
+    let told = &audit["entries"][0];
+    assert_eq!(
+        (&told["actor"], &told["address"]),
+        (&json!("system"), &json!("127.0.0.1"))
+    );
+    assert!(told["request_id"].is_string() && told["key_id"].is_string());
+    let family = told["subject_id"].as_str().unwrap();
+    let path = format!("/api/admin/audit?subject_id={family}");
+    let audit = answer(world.get(&path, &world.key).await).await.1;
+    let actions = audit["entries"].as_array().unwrap().iter();
+    let actions: Vec<_> = actions
+        .map(|entry| entry["action"].as_str().unwrap())
+        .collect();
+    assert_eq!(actions, ["token.revoke", "token.refresh", "token.issue"]);
     // The thief and the owner are both out, with all they hold.
     let (status, body) = world.refresh(&second.refresh).await;
     assert_eq!(

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use super::{AuthError, Authenticator, KeyPrincipal, NoRandomness, Principal};
 use crate::account::{Role, Scope, Scopes};
 use crate::store::StoreError;
+use crate::store::audit::Actor;
 use crate::store::tokens::{NewFamily, Refresh, Refreshed};
 use access::{Keyring, NewToken};
 use revoked::Revoked;
@@ -166,6 +167,7 @@ impl Authenticator {
         &self,
         key: &KeyPrincipal,
         scopes: Scopes,
+        by: Actor,
         now: DateTime<Utc>,
     ) -> Result<TokenPair, TokenError> {
         let keyring = self.keyring()?;
@@ -186,7 +188,7 @@ impl Authenticator {
             ends_at,
             families_max: FAMILIES_PER_KEY_MAX,
         };
-        match self.inner.store.token_family_create(new).await {
+        match self.inner.store.acting(by).token_family_create(new).await {
             Ok(()) => {}
             Err(StoreError::NotFound(_)) => return Err(TokenError::Refused),
             Err(error) => return Err(error.into()),
@@ -213,6 +215,7 @@ impl Authenticator {
     pub async fn refresh_tokens(
         &self,
         token: &str,
+        by: Actor,
         now: DateTime<Utc>,
     ) -> Result<TokenPair, TokenError> {
         let keyring = self.keyring()?;
@@ -226,7 +229,7 @@ impl Authenticator {
             now,
             expires_at: now + keyring.settings.refresh_ttl,
         };
-        let family = match self.inner.store.token_refresh(&refresh).await? {
+        let family = match self.inner.store.acting(by).token_refresh(&refresh).await? {
             Refreshed::Rotated(family) => family,
             Refreshed::Reused { key_id } => {
                 self.inner.tokens.revoked.note(family_id, now);
@@ -255,7 +258,12 @@ impl Authenticator {
 
     /// Ends the family of a token of either kind, its access tokens included. One that was never
     /// issued, or has ended, is as good as revoked (RFC 7009 section 2.2).
-    pub async fn revoke_tokens(&self, token: &str, now: DateTime<Utc>) -> Result<(), TokenError> {
+    pub async fn revoke_tokens(
+        &self,
+        token: &str,
+        by: Actor,
+        now: DateTime<Utc>,
+    ) -> Result<(), TokenError> {
         let keyring = self.keyring()?;
         let refresh = refresh::read(token, &self.inner.salt).map(|shown| shown.family_id);
         let family_id = refresh.or_else(|| {
@@ -263,7 +271,8 @@ impl Authenticator {
             Some(verified.family_id)
         });
         if let Some(family_id) = family_id {
-            self.inner.store.token_family_revoke(family_id, now).await?;
+            let store = self.inner.store.acting(by);
+            store.token_family_revoke(family_id, now).await?;
             self.inner.tokens.revoked.note(family_id, now);
         }
         Ok(())

@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 use wasm_wizard::limits::Tier;
+use wasm_wizard::store::audit::{Actor, ActorKind, Entry, Filter};
 use wasm_wizard::store::keys::NewKeyRow;
 use wasm_wizard::store::tokens::{NewFamily, Refresh, Refreshed};
 use wasm_wizard::store::{Store, StoreError};
@@ -18,6 +19,7 @@ contract!(
     a_key_has_so_many_families,
     what_ended_is_deleted,
     revocations_are_heard_of,
+    what_becomes_of_tokens_is_in_the_audit,
 );
 
 async fn key(store: &Store, byte: u8, expires_at: Option<DateTime<Utc>>) -> Uuid {
@@ -251,4 +253,116 @@ async fn revocations_are_heard_of(database: Database) {
     assert_eq!(found, [(one, first), (other, second)]);
     let found = store.token_families_revoked(second).await.unwrap();
     assert_eq!(found, [(other, second)]);
+}
+
+async fn what_becomes_of_tokens_is_in_the_audit(database: Database) {
+    let store = database.migrated().await;
+    let key_id = key(&store, 1, None).await;
+    // It is not known whose they are before they are looked up.
+    let stranger = store.acting(Actor {
+        kind: ActorKind::User,
+        address: Some("192.0.2.7".parse().unwrap()),
+        request_id: Some("r-1".into()),
+        ..Actor::default()
+    });
+    let told = async || {
+        let of_key = Filter {
+            key_id: Some(key_id),
+            ..Filter::default()
+        };
+        let mut entries = store.audit_page(&of_key, 200).await.unwrap();
+        entries.reverse();
+        entries
+    };
+    let reused = made(
+        &stranger.acting(Actor {
+            key_id: Some(key_id),
+            ..Actor::default()
+        }),
+        family(key_id, 1),
+    )
+    .await;
+    stranger
+        .token_refresh(&refresh(reused, 1, 2))
+        .await
+        .unwrap();
+    stranger
+        .token_refresh(&refresh(reused, 1, 3))
+        .await
+        .unwrap();
+    // What changes nothing is not told: it is revoked, and there is no such family.
+    stranger
+        .token_refresh(&refresh(reused, 2, 3))
+        .await
+        .unwrap();
+    stranger.token_family_revoke(reused, now()).await.unwrap();
+    stranger
+        .token_family_revoke(Uuid::now_v7(), now())
+        .await
+        .unwrap();
+    let mut last = family(key_id, 5);
+    last.families_max = 1;
+    let last = made(&stranger, last).await;
+    stranger.token_family_revoke(last, now()).await.unwrap();
+
+    let entries = told().await;
+    let facts = |entry: &Entry| (entry.action.clone(), entry.subject_id, entry.actor);
+    assert_eq!(
+        entries.iter().map(facts).collect::<Vec<_>>(),
+        [
+            ("token.issue".into(), Some(reused), ActorKind::System),
+            ("token.refresh".into(), Some(reused), ActorKind::User),
+            ("token.revoke".into(), Some(reused), ActorKind::System),
+            ("token.revoke".into(), Some(last), ActorKind::User),
+        ]
+    );
+    for entry in &entries[1..] {
+        assert!(entry.user_id.is_some() && entry.request_id.as_deref() == Some("r-1"));
+        assert_eq!(entry.address.as_deref(), Some("192.0.2.7"));
+    }
+    assert_eq!(
+        entries[2].after.as_ref().unwrap()["why"],
+        "a refresh token was used twice"
+    );
+    let of_last = Filter {
+        subject_id: Some(last),
+        action: Some("token.issue"),
+        ..Filter::default()
+    };
+    let issued = store.audit_page(&of_last, 10).await.unwrap();
+    let after = issued[0].after.as_ref().unwrap();
+    assert_eq!(
+        (&after["scopes"], &after["families_ended"]),
+        (&"execute keys".into(), &1.into())
+    );
+    // A change that does not come about leaves no row, and a row that can't be written no change.
+    let gone = family(Uuid::now_v7(), 1);
+    assert!(stranger.token_family_create(gone).await.is_err());
+    assert_eq!(told().await.len(), 4);
+    let count = store
+        .audit_page(&Filter::default(), 200)
+        .await
+        .unwrap()
+        .len();
+    database
+        .sql(if database.is_sqlite() {
+            "CREATE TRIGGER no BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'full'); END"
+        } else {
+            "ALTER TABLE audit ADD CONSTRAINT full_up CHECK (action = 'x.y') NOT VALID"
+        })
+        .await;
+    assert!(store.token_family_create(family(key_id, 9)).await.is_err());
+    let revoked = store
+        .token_families_revoked(now() - TimeDelta::hours(1))
+        .await
+        .unwrap();
+    assert_eq!(revoked.len(), 1, "the last one, and no other was made");
+    assert_eq!(
+        store
+            .audit_page(&Filter::default(), 200)
+            .await
+            .unwrap()
+            .len(),
+        count
+    );
 }
