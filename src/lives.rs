@@ -16,6 +16,14 @@ pub struct Lives<K> {
     running: Mutex<HashMap<K, Weak<watch::Sender<bool>>>>,
 }
 
+/// Something that goes on for long, and is asked from time to time whether it may. Its name is noted as
+/// long as it is held.
+pub struct Life<K: Copy + Eq + Hash> {
+    lives: Arc<Lives<K>>,
+    name: K,
+    life: Option<Arc<watch::Sender<bool>>>,
+}
+
 /// The work was ended by [`Lives::end`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("ended from elsewhere")]
@@ -59,6 +67,16 @@ impl<K: Copy + Eq + Hash> Lives<K> {
             biased;
             value = work => Ok(value),
             () = until_ended => Err(Ended),
+        }
+    }
+
+    /// Notes something under its name that is not a future. What made its name a good one may have
+    /// changed before.
+    pub fn hold(self: &Arc<Self>, name: K) -> Life<K> {
+        Life {
+            lives: Arc::clone(self),
+            name,
+            life: Some(self.life(name)),
         }
     }
 
@@ -115,6 +133,24 @@ impl<K: Copy + Eq + Hash> Drop for Running<'_, K> {
     }
 }
 
+impl<K: Copy + Eq + Hash> Life<K> {
+    pub fn has_ended(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| *life.borrow())
+    }
+
+    /// True once it has ended.
+    pub fn watch(&self) -> Option<watch::Receiver<bool>> {
+        self.life.as_ref().map(|life| life.subscribe())
+    }
+}
+
+impl<K: Copy + Eq + Hash> Drop for Life<K> {
+    fn drop(&mut self) {
+        self.life = None;
+        self.lives.forget(self.name);
+    }
+}
+
 impl<K> Default for Lives<K> {
     fn default() -> Lives<K> {
         Lives {
@@ -132,6 +168,23 @@ mod tests {
         let lives = Lives::default();
         let noted = || panic!("noted");
         assert_eq!(lives.run(1, noted, async { 7 }).await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn what_is_held_hears_of_its_end() {
+        let lives: Arc<Lives<u32>> = Arc::default();
+        let (held, same, other) = (lives.hold(1), lives.hold(1), lives.hold(2));
+        let mut watch = held.watch().unwrap();
+        lives.end(1);
+        assert!(held.has_ended() && same.has_ended() && !other.has_ended());
+        assert!(*watch.wait_for(|ended| *ended).await.unwrap());
+        // What is named again after the end is not ended by it.
+        let again = lives.hold(1);
+        assert!(!again.has_ended());
+        drop((held, same));
+        assert!(lives.names().contains(&1));
+        drop((again, other));
+        assert!(lives.names().is_empty());
     }
 
     #[tokio::test]

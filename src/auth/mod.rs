@@ -19,7 +19,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::limits::Tier;
-use crate::lives::{Ended, Lives};
+use crate::lives::{Ended, Life, Lives};
 use crate::store::changes::Changed;
 use crate::store::keys::KeyForAuth;
 use crate::store::{Store, StoreError};
@@ -130,7 +130,7 @@ struct Inner {
     outage: Outage,
     uses: Uses,
     /// What runs for keys, each with its user.
-    lives: Lives<(Uuid, Uuid)>,
+    lives: Arc<Lives<(Uuid, Uuid)>>,
     /// Keys for whom something runs, and which must be looked up again.
     doubtful: Mutex<HashSet<Uuid>>,
     tokens: Tokens,
@@ -165,7 +165,7 @@ impl Authenticator {
                 store,
                 outage: Outage::new(),
                 uses: Uses::default(),
-                lives: Lives::default(),
+                lives: Arc::default(),
                 doubtful: Mutex::default(),
                 tokens: Tokens::default(),
             }),
@@ -297,15 +297,16 @@ impl Authenticator {
         work: impl Future<Output = T>,
     ) -> Result<T, Ended> {
         let key_id = principal.key_id;
-        let noted = || {
-            // It may have been stopped after it was let in and before the work was noted.
-            let known = [&self.inner.by_hash, &self.inner.by_id];
-            if !known.iter().any(|known| known.cache.knows(key_id)) {
-                self.inner.doubtful().insert(key_id);
-            }
-        };
         let name = (key_id, principal.user_id);
+        let noted = || self.inner.noted(key_id);
         self.inner.lives.run(name, noted, work).await
+    }
+
+    /// Tells whether the key or its user is stopped, as long as it is held: for what goes on for long.
+    pub fn leash(&self, principal: &KeyPrincipal) -> Leash {
+        let leash = self.inner.lives.hold((principal.key_id, principal.user_id));
+        self.inner.noted(principal.key_id);
+        leash
     }
 
     /// Writes the last uses of keys, noted by the second, to the database. On failure they stay
@@ -315,7 +316,18 @@ impl Authenticator {
     }
 }
 
+/// By key and user.
+pub type Leash = Life<(Uuid, Uuid)>;
+
 impl Inner {
+    /// Something was noted for a key, which may have been stopped after it was let in and before that.
+    fn noted(&self, key_id: Uuid) {
+        let known = [&self.by_hash, &self.by_id];
+        if !known.iter().any(|known| known.cache.knows(key_id)) {
+            self.doubtful().insert(key_id);
+        }
+    }
+
     fn doubtful(&self) -> MutexGuard<'_, HashSet<Uuid>> {
         self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
     }

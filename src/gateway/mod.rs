@@ -371,6 +371,7 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<()> {
+        self.check_leash(ctx)?;
         if session.was_upgraded() {
             return Ok(());
         }
@@ -502,6 +503,17 @@ impl ProxyHttp for Gateway {
             session.set_keepalive(None);
         }
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Ctx,
+    ) -> pingora_core::Result<Option<Duration>> {
+        self.check_leash(ctx)?;
+        Ok(None)
     }
 
     async fn fail_to_proxy(

@@ -15,6 +15,7 @@ use super::body::{self, BodyLimit};
 use super::connection::{self, Report};
 use super::websocket::Open;
 use super::{Ctx, Gateway, forward, websocket};
+use crate::auth::{Leash, Principal};
 use crate::failure::{Failure, code};
 use crate::route::{Proxy, Target};
 use crate::telemetry::metrics::metrics;
@@ -40,7 +41,13 @@ pub(super) struct Proxied {
     retrying: bool,
     /// All of the request's body has come.
     body_ended: bool,
+    /// Of what lasts: tells whether whom it is for is stopped.
+    leash: Option<Leash>,
 }
+
+/// A request that takes longer is looked after: whom it is for may be stopped meanwhile. Of shorter ones
+/// nothing is noted anywhere.
+const LONG: Duration = Duration::from_millis(500);
 
 impl Proxied {
     /// The request is about to be written to the upstream.
@@ -69,6 +76,30 @@ impl Proxied {
 }
 
 impl Gateway {
+    /// Tells whether the key that the request came with is stopped.
+    fn leash<'c>(&self, ctx: &'c mut Ctx) -> Option<&'c Leash> {
+        if let (None, Principal::Key(key)) = (&ctx.proxied.leash, &ctx.principal) {
+            ctx.proxied.leash = Some(self.shared.auth.leash(key));
+        }
+        ctx.proxied.leash.as_ref()
+    }
+
+    /// Fails where the request lasts and the key that it came with is stopped.
+    pub(super) fn check_leash(&self, ctx: &mut Ctx) -> pingora_core::Result<()> {
+        let lasts = ctx.proxied.leash.is_some() || ctx.started.elapsed() >= LONG;
+        if !lasts || !self.leash(ctx).is_some_and(Leash::has_ended) {
+            return Ok(());
+        }
+        let stopped = Failure::stopped();
+        // Where the answer has begun already, it is not told any more.
+        ctx.failure = Some(stopped.code);
+        ctx.proxied.refusal = Some(stopped);
+        Error::e_explain(
+            ErrorType::HTTPStatus(403),
+            "the key or its user was stopped",
+        )
+    }
+
     /// The next upstream to try.
     pub(super) async fn peer(
         &self,
@@ -76,6 +107,7 @@ impl Gateway {
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> Result<Box<HttpPeer>, Box<Error>> {
+        self.check_leash(ctx)?;
         // The place of the try before is free from here on.
         ctx.proxied.lease = None;
         // Its body is sent from the beginning, and counted anew.
@@ -128,7 +160,8 @@ impl Gateway {
         if ctx.proxied.websocket
             && let Some(times) = proxy(ctx).and_then(|proxy| proxy.websocket)
         {
-            ctx.proxied.turn = Some(websocket::tether(&mut peer, times));
+            let stopped = self.leash(ctx).and_then(Leash::watch);
+            ctx.proxied.turn = Some(websocket::tether(&mut peer, times, stopped));
             peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
         }
         ctx.proxied.lease = Some(lease);
@@ -253,7 +286,9 @@ impl Gateway {
     /// is gone, so there is nobody to tell.
     pub(super) fn proxy_failure(&self, ctx: &mut Ctx, error: &Error) -> Option<Failure> {
         if let Some(refusal) = ctx.proxied.refusal.take() {
-            metrics().upstream_failures.inc();
+            if refusal.status.is_server_error() {
+                metrics().upstream_failures.inc();
+            }
             return Some(refusal);
         }
         failure(error)

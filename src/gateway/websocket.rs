@@ -9,6 +9,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
+use tokio::sync::watch;
 
 use crate::failure::{Failure, code};
 use crate::route::{Proxy, WebSocket};
@@ -121,13 +122,18 @@ pub(super) fn check_agreed(session: &Session, response: &ResponseHeader) -> Resu
 }
 
 /// Gives the connection its own limits: Pingora's timeouts look at one direction alone, and would end
-/// a socket on which only the other side speaks.
-pub(super) fn tether(peer: &mut HttpPeer, times: WebSocket) -> Arc<Turn> {
+/// a socket on which only the other side speaks. It ends when `stopped` is true.
+pub(super) fn tether(
+    peer: &mut HttpPeer,
+    times: WebSocket,
+    stopped: Option<watch::Receiver<bool>>,
+) -> Arc<Turn> {
     let answer_timeout = peer.options.read_timeout.take();
     let tether = Tether::new(
         answer_timeout.unwrap_or(times.idle_timeout),
         times.idle_timeout,
         times.lifetime_max,
+        stopped,
     );
     let turn = tether.turn();
     // What ends as a plain answer is not kept: its socket has a lifetime. (The pool could not tell such

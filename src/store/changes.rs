@@ -19,7 +19,7 @@ const CHANNEL: &str = "wasmwiz_changes";
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// A silent connection is asked this often whether it is still there.
-const SILENCE_MAX: Duration = Duration::from_secs(5);
+const SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// Longest wait for an answer or a connection.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);

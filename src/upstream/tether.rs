@@ -1,10 +1,10 @@
-//! A connection that ends by itself: where no answer comes, after a silence in both directions, and at
-//! an age.
+//! A connection that ends by itself: where no answer comes, after a silence in both directions, at an
+//! age, and when whom it is for is stopped.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSo
 use pingora_core::{Error, ErrorType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 /// Connects as Pingora would, and gives the connection its limits.
@@ -26,6 +27,36 @@ pub struct Tether {
     lifetime_max: Duration,
     key: u64,
     turn: Arc<Turn>,
+    stopped: Option<watch::Receiver<bool>>,
+}
+
+/// Resolves when whom the connection is for is stopped.
+struct Stopped(Mutex<Pin<Box<dyn Future<Output = ()> + Send>>>);
+
+impl Stopped {
+    fn new(stopped: Option<watch::Receiver<bool>>) -> Stopped {
+        Stopped(Mutex::new(Box::pin(async {
+            let is_stopped = match stopped {
+                // Without a sender nobody can say it any more.
+                Some(mut stopped) => stopped.wait_for(|stopped| *stopped).await.is_ok(),
+                None => false,
+            };
+            if !is_stopped {
+                std::future::pending::<()>().await;
+            }
+        })))
+    }
+
+    fn is_now(&mut self, cx: &mut Context<'_>) -> bool {
+        let waits = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        waits.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl std::fmt::Debug for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stopped").finish_non_exhaustive()
+    }
 }
 
 /// Whose turn it is at the start of an exchange. Where a 101 has come before Pingora has taken note that
@@ -77,8 +108,13 @@ impl Turn {
 
 impl Tether {
     /// `answer_timeout` is the longest silence before the head of the answer, `idle_timeout` the longest
-    /// after it.
-    pub fn new(answer_timeout: Duration, idle_timeout: Duration, lifetime_max: Duration) -> Tether {
+    /// after it. The connection ends as soon as `stopped` is true.
+    pub fn new(
+        answer_timeout: Duration,
+        idle_timeout: Duration,
+        lifetime_max: Duration,
+        stopped: Option<watch::Receiver<bool>>,
+    ) -> Tether {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Tether {
             answer_timeout,
@@ -86,6 +122,7 @@ impl Tether {
             lifetime_max,
             key: NEXT.fetch_add(1, Ordering::Relaxed),
             turn: Arc::default(),
+            stopped,
         }
     }
 
@@ -135,6 +172,8 @@ impl Connect for Tether {
             )),
             turn: self.turn(),
             put_off: 0,
+            stopped: Stopped::new(self.stopped.clone()),
+            has_ended: false,
         }))
         .into())
     }
@@ -153,6 +192,9 @@ struct Tethered<S = TcpStream> {
     alarm: Pin<Box<Sleep>>,
     turn: Arc<Turn>,
     put_off: u32,
+    stopped: Stopped,
+    /// It was stopped.
+    has_ended: bool,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Tethered<S> {
@@ -165,6 +207,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tethered<S> {
             self.put_off += 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;
+        }
+        // What has resolved is not polled again.
+        self.has_ended = self.has_ended || self.stopped.is_now(cx);
+        if self.has_ended {
+            return Poll::Ready(Ok(()));
         }
         let now = Instant::now();
         // The end comes also to a connection that always has something to say.
@@ -251,6 +298,8 @@ mod tests {
             alarm: Box::pin(tokio::time::sleep(answer.min(lifetime))),
             turn,
             put_off: 0,
+            stopped: Stopped::new(None),
+            has_ended: false,
         };
         (tethered, other)
     }
@@ -314,6 +363,22 @@ mod tests {
         }
         assert_eq!(reading.await.unwrap(), 2);
         assert_eq!(start.elapsed().as_secs(), 35);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_it_at_once_also_while_it_is_silent() {
+        let (mut tethered, _other) = pair(10, 1000);
+        let (stop, stopped) = watch::channel(false);
+        tethered.stopped = Stopped::new(Some(stopped));
+        let start = Instant::now();
+        let reading = tokio::spawn(async move {
+            let read = tethered.read(&mut [0; 8]).await.unwrap();
+            (read, tethered.read(&mut [0; 8]).await.unwrap())
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stop.send_replace(true);
+        assert_eq!(reading.await.unwrap(), (0, 0));
+        assert_eq!(start.elapsed().as_secs(), 1);
     }
 
     #[tokio::test(start_paused = true)]

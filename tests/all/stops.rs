@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_tungstenite::tungstenite::Message;
 use wasm_wizard::auth::{Role, Scopes};
 use wasm_wizard::limits::Tier;
 use wasm_wizard::sandbox::ModuleHash;
@@ -12,9 +16,10 @@ use wasm_wizard::store::users::User;
 use crate::support::accounts::{Accounts, MadeKey};
 use crate::support::gateway::{Builder, Gateway, gateway, run};
 use crate::support::postgres;
+use crate::websocket::{active, connect, echo};
 
-/// How soon a stop holds, of which a slow machine gets three times as much in a test.
-const SOON: Duration = Duration::from_secs(3);
+/// How soon a stop holds everywhere.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Runs for ever.
 const SPIN: &str =
@@ -75,6 +80,7 @@ async fn stopped(guest: tokio::task::JoinHandle<(u16, Value)>, since: Instant) {
     let (status, code) = guest.await.unwrap();
     let after = since.elapsed();
     assert_eq!((status, code), (403, json!("stopped")));
+    println!("a guest was stopped after {after:?}");
     assert!(after < SOON, "stopped after {after:?}");
 }
 
@@ -84,6 +90,7 @@ async fn refused(gateway: &Gateway, key: &str, since: Instant) {
     loop {
         let request = client.get(gateway.url("/api/auth/keys")).bearer_auth(key);
         if request.send().await.unwrap().status() == 401 {
+            println!("a key was refused after {:?}", since.elapsed());
             return;
         }
         assert!(since.elapsed() < SOON, "still let in");
@@ -164,6 +171,114 @@ async fn a_stop_holds_on_every_gateway_of_a_postgresql() {
     .await;
     stopped(guest, since).await;
     refused(&other, &key.secret, since).await;
+}
+
+/// An upstream whose answers last: `/up` is answered once all has come, others for ever, 20 times a second.
+async fn lasting() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                let read = socket.read(&mut head).await.unwrap_or(0);
+                if head[..read].starts_with(b"POST") {
+                    while socket.read(&mut head).await.is_ok_and(|read| read > 0) {}
+                    return;
+                }
+                let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+                let mut sent = socket.write_all(answer.as_bytes()).await;
+                while sent.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    sent = socket.write_all(b"1\r\nx\r\n").await;
+                }
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_ends_sockets_and_what_lasts_on_every_gateway() {
+    let url = postgres::database().await;
+    let (echo, lasting) = (echo().await, lasting().await);
+    let routes = |builder: Builder| {
+        let proxy = |name: &str, methods: Value, upstream: &str, socket: bool| {
+            json!({ "name": name, "match": { "path": format!("/{name}"), "methods": methods },
+                "auth": "key", "proxy": { "upstreams": [upstream], "websocket": socket } })
+        };
+        builder
+            .env("DATABASE_URL", &url)
+            .route(proxy("socket", json!(["GET"]), &echo, true))
+            .route(proxy("down", json!(["GET"]), &lasting, false))
+            .route(proxy("up", json!(["POST"]), &lasting, false))
+    };
+    let one = routes(patient()).start();
+    let other = routes(patient())
+        .in_dir_of(&one)
+        .set("usage.journal.directory", json!("data/journal-other"))
+        .start_plain();
+    let world = World::new(Accounts::at(&one, &url).await).await;
+    let (key, kept) = (world.key(&world.user).await, world.key(&world.user).await);
+    let mut silent = connect(&other, "/socket", Some(&key.secret)).await.unwrap();
+    let mut stays = connect(&other, "/socket", Some(&kept.secret))
+        .await
+        .unwrap();
+    active(&other, 2).await;
+    let down = async |key: &str| {
+        let request = other.client().get(other.url("/down")).bearer_auth(key);
+        let mut answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(answer.chunk().await.unwrap().is_some());
+        answer
+    };
+    let (mut cut, mut goes_on) = (down(&key.secret).await, down(&kept.secret).await);
+    let drip = futures_util::stream::unfold((), async |()| {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Some((Ok::<_, std::io::Error>("x"), ()))
+    });
+    let up = other
+        .client()
+        .post(other.url("/up"))
+        .bearer_auth(&key.secret);
+    let up = tokio::spawn(up.body(reqwest::Body::wrap_stream(drip)).send());
+    // So long nothing is noted of what is proxied.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(700) {
+        assert!(cut.chunk().await.unwrap().is_some());
+    }
+    let since = Instant::now();
+    let path = format!("/api/admin/keys/{}", key.id);
+    change(&one, "DELETE", &path, json!({})).await;
+    let ended = tokio::time::timeout(SOON, silent.next()).await;
+    assert!(
+        !matches!(ended, Ok(Some(Ok(ref message))) if message.is_text()),
+        "{ended:?}"
+    );
+    println!("a silent socket ended after {:?}", since.elapsed());
+    assert!(since.elapsed() < SOON);
+    while let Ok(Some(_)) = cut.chunk().await {
+        assert!(since.elapsed() < SOON, "it goes on");
+    }
+    println!("a stream ended after {:?}", since.elapsed());
+    let answer = up.await.unwrap().unwrap();
+    println!("an upload ended after {:?}", since.elapsed());
+    assert!(since.elapsed() < SOON);
+    assert_eq!(answer.status(), 403);
+    assert_eq!(answer.json::<Value>().await.unwrap()["code"], "stopped");
+    // Another key of the same user goes on.
+    stays.send(Message::text("still here")).await.unwrap();
+    assert!(stays.next().await.unwrap().unwrap().is_text());
+    assert!(goes_on.chunk().await.unwrap().is_some());
+    active(&other, 1).await;
+    // And ends with the user.
+    let since = Instant::now();
+    let path = format!("/api/admin/users/{}", world.user.id);
+    change(&one, "PATCH", &path, json!({ "disabled": true })).await;
+    active(&other, 0).await;
+    while let Ok(Some(_)) = goes_on.chunk().await {
+        assert!(since.elapsed() < SOON, "it goes on");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,7 +26,7 @@ fn route(path: &str, auth: &str, url: &str, more: Value) -> Value {
 }
 
 /// An upstream that sends every message back.
-async fn echo() -> String {
+pub async fn echo() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -46,9 +46,9 @@ async fn echo() -> String {
     format!("http://{address}")
 }
 
-type Socket = WebSocketStream<TcpStream>;
+pub type Socket = WebSocketStream<TcpStream>;
 
-async fn connect(gateway: &Gateway, path: &str, key: Option<&str>) -> Result<Socket, Error> {
+pub async fn connect(gateway: &Gateway, path: &str, key: Option<&str>) -> Result<Socket, Error> {
     let url = format!("ws://127.0.0.1:{}{path}", gateway.http);
     let mut request = url.into_client_request().unwrap();
     if let Some(key) = key {
@@ -70,7 +70,7 @@ fn refused(result: Result<Socket, Error>) -> u16 {
     }
 }
 
-async fn active(gateway: &Gateway, count: u32) {
+pub async fn active(gateway: &Gateway, count: u32) {
     let line = format!("wasmwiz_websockets_active {count}\n");
     let client = gateway.client();
     eventually(&line, async || {
