@@ -11,6 +11,7 @@ stays as it is: a new salt would void every API key. No secret is printed.
 
   api_salt, jwt_secret, artifact_key     of the gateway: API_SALT_FILE, JWT_SECRET_FILE, ARTIFACT_KEY_FILE
   database_password, database_url        of the gateway's own role, and the URL with it
+  database_owner_password, database_owner_url   of the role that owns the tables, for migrations
   postgres_password                      of PostgreSQL's superuser
   postgres_exporter_password             of the role that reads statistics
   redis_password, redis_url, redis_exporter_passwords
@@ -60,12 +61,13 @@ keep() {
 }
 random() { openssl rand -hex 32 | tr -d '\n'; }
 
-for name in api_salt jwt_secret artifact_key database_password postgres_password postgres_exporter_password \
+for name in api_salt jwt_secret artifact_key database_owner_password database_password postgres_password postgres_exporter_password \
   redis_password grafana_password backup_key; do
   random | keep "$name"
 done
 # printf and $(<…) are the shell's own: nothing of this is an argument of a process.
 printf 'postgres://wasm_wizard:%s@postgres:5432/wasm_wizard' "$(<"$to/database_password")" | keep database_url
+printf 'postgres://wasm_wizard_owner:%s@postgres:5432/wasm_wizard' "$(<"$to/database_owner_password")" | keep database_owner_url
 printf 'postgres://postgres:%s@postgres:5432/wasm_wizard' "$(<"$to/postgres_password")" | keep backup_database_url
 printf 'redis://:%s@redis:6379/0' "$(<"$to/redis_password")" | keep redis_url
 printf '{"redis://redis:6379":"%s"}' "$(<"$to/redis_password")" | keep redis_exporter_passwords
@@ -75,8 +77,8 @@ printf '' | keep alert_webhook_url
 find "$to" -maxdepth 1 -type f -exec chmod 0600 {} +
 if [ "$compose" = yes ]; then
   give() { local owner=$1; shift; for name in "$@"; do chown "$owner" "$to/$name"; done; }
-  give 65532:65532 database_url api_salt jwt_secret artifact_key redis_url
-  give 999:999 postgres_password database_password postgres_exporter_password redis_password redis_exporter_passwords \
+  give 65532:65532 database_url database_owner_url api_salt jwt_secret artifact_key redis_url
+  give 999:999 postgres_password database_owner_password database_password postgres_exporter_password redis_password redis_exporter_passwords \
     backup_key backup_database_url
   give 472:472 grafana_password
   give 65534:65534 alert_webhook_url

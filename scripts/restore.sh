@@ -179,4 +179,4 @@ case "$kind:$url" in
 esac
 [ "$found" = "$(field counts)" ] || say "users, keys, modules, contents: $(field counts) when the backup began"
 say "restored: users, keys, modules, contents: $found"
-say "start the gateway; if it is newer than the backup, run wasm-wizard migrate first"
+say "run wasm-wizard migrate if the gateway is newer than the backup or has a role of its own (--service-role), and start it"

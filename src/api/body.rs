@@ -21,6 +21,9 @@ pub enum BodyError {
     /// The gateway's own bound of a control-plane body, in bytes.
     #[error("the request body is larger than {bytes_max} bytes")]
     TooLarge { bytes_max: u64 },
+    /// The gateway has no room for more of it now.
+    #[error("too many request bodies are being received; try again shortly")]
+    NoRoom,
 }
 
 /// A bound on the bytes of one thing a client sends.
@@ -151,6 +154,7 @@ pub(super) fn failed(error: &axum::Error) -> Failure {
                 BodyError::Gone => gone(),
                 BodyError::TimedOut => Failure::request_timeout(error.to_string()),
                 BodyError::TooLarge { .. } => Failure::payload_too_large(error.to_string()),
+                BodyError::NoRoom => Failure::unavailable(code::GUESTS_BUSY, error.to_string()),
             };
         }
         source = error.source();
@@ -221,6 +225,8 @@ mod tests {
         let large = failure(vec![Err(BodyError::TooLarge { bytes_max: 99 })]).await;
         assert!(large.message.contains("99 bytes"));
         assert_eq!(answer(large), (413, "payload_too_large"));
+        let full = failure(vec![Ok("1"), Err(BodyError::NoRoom)]).await;
+        assert_eq!(answer(full), (503, "guests_busy"));
         let other = Body::from_stream(stream::iter([Err::<Bytes, _>(std::io::Error::other("?"))]));
         let other = read(other, BOUND).await.unwrap_err().failure;
         assert_eq!(answer(other), (400, "incomplete_body"));

@@ -73,7 +73,7 @@ enum Command {
     /// Ask a running gateway how it is; for health checks of containers.
     Health(health::Args),
     /// Bring the database's schema to the newest version.
-    Migrate,
+    Migrate(MigrateArgs),
     /// Run a module in the sandbox, without a server.
     Exec(exec::Args),
     /// Take over users, keys and modules of the service that ran before.
@@ -128,7 +128,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<i32> {
     tls::install_crypto_provider();
     let command = match cli.command {
-        None if cli.migrate => Command::Migrate,
+        None if cli.migrate => Command::Migrate(MigrateArgs::default()),
         None => Command::Serve(serve::Args::default()),
         Some(command) => command,
     };
@@ -142,7 +142,7 @@ fn run(cli: Cli) -> anyhow::Result<i32> {
             let admin = admin.map(|config| config.server.admin);
             health::run(&args, admin, &mut std::io::stdout().lock())
         }
-        Command::Migrate => migrate(&load(file)?),
+        Command::Migrate(args) => migrate(&args, &load(file)?),
         Command::Exec(args) => exec::run(&args, &load(file)?),
         Command::Import(args) => with_store(&load(file)?, async |store, auth, _| {
             import::run(args, store, auth, &mut std::io::stdout().lock()).await
@@ -237,12 +237,24 @@ fn configured(file: Option<&std::path::Path>) -> anyhow::Result<Configured> {
     }
 }
 
-fn migrate(config: &Config) -> anyhow::Result<i32> {
+#[derive(clap::Args, Default)]
+struct MigrateArgs {
+    /// The role that gateways use (PostgreSQL), where it is not the one that migrates: it gets what they need,
+    /// and nothing that would let it change the schema or the audit.
+    #[arg(long, value_name = "ROLE")]
+    service_role: Option<String>,
+}
+
+fn migrate(args: &MigrateArgs, config: &Config) -> anyhow::Result<i32> {
     runtime()?.block_on(async {
         let store = Store::connect(&config.store)
             .await
             .context("opening the database")?;
         let done = store.migrate().await.context("migrating the database")?;
+        if let Some(role) = &args.service_role {
+            let granted = store.grant_to(role).await;
+            granted.with_context(|| format!("giving the role '{role}' its rights"))?;
+        }
         let applied = done.applied.len();
         writeln!(
             std::io::stdout(),

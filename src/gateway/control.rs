@@ -27,6 +27,8 @@ use crate::failure::Failure;
 
 /// Body chunks on their way to a handler: enough to overlap reading and parsing.
 const CHUNKS_AHEAD: usize = 4;
+/// Longest wait for a handler that was told that its body is over: it only notes how it went.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// Answers faster than this are not worth watching the connection for a client that leaves.
 const WATCH_AFTER: Duration = Duration::from_millis(50);
 
@@ -231,10 +233,16 @@ async fn serve(
         tokio::select! {
             biased;
             answer = &mut running.0 => return joined(answer),
-            () = tokio::time::sleep_until(deadline) => return Err(limit.too_slow().into()),
+            () = tokio::time::sleep_until(deadline) => {
+                end(running, sender, BodyError::TimedOut).await;
+                return Err(limit.too_slow().into());
+            }
             chunk = feed(session, sender, &mut read, limit, place) => match chunk? {
                 Fed::More => {}
-                Fed::TooLarge => return Err(limit.too_large().into()),
+                Fed::Refused(why, failure) => {
+                    end(running, sender, why).await;
+                    return Err(failure.into());
+                }
                 Fed::Done => chunks = None,
             },
         }
@@ -246,11 +254,22 @@ async fn serve(
     }
 }
 
+/// Tells the handler why there is no more of the body, so that what it notes of the request is that, and not
+/// that the client left. What the client learns is not the handler's word.
+async fn end(running: &mut Running, sender: &mpsc::Sender<Piece>, why: BodyError) {
+    let ends = async {
+        // One that reads no more is at its end already.
+        let _ = sender.send(Piece::Chunk(Err(why))).await;
+        let _ = (&mut running.0).await;
+    };
+    let _ = tokio::time::timeout(END_TIMEOUT, ends).await;
+}
+
 enum Fed {
     More,
     /// All is read, or the handler wants no more.
     Done,
-    TooLarge,
+    Refused(BodyError, Failure),
 }
 
 async fn feed(
@@ -270,12 +289,13 @@ async fn feed(
     };
     *read += chunk.len() as u64;
     if *read > limit.bytes_max {
-        permit.send(Piece::Chunk(Err(BodyError::TooLarge {
-            bytes_max: limit.bytes_max,
-        })));
-        return Ok(Fed::TooLarge);
+        let bytes_max = limit.bytes_max;
+        let why = BodyError::TooLarge { bytes_max };
+        return Ok(Fed::Refused(why, limit.too_large()));
     }
-    place.cover(usize::try_from(*read).unwrap_or(usize::MAX))?;
+    if let Err(failure) = place.cover(usize::try_from(*read).unwrap_or(usize::MAX)) {
+        return Ok(Fed::Refused(BodyError::NoRoom, failure));
+    }
     permit.send(Piece::Chunk(Ok(chunk)));
     Ok(Fed::More)
 }

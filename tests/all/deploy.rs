@@ -3,6 +3,7 @@
 
 mod compose;
 mod kubernetes;
+mod roles;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

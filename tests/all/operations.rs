@@ -129,6 +129,7 @@ fn secrets_are_made_once_and_shown_to_nobody() {
         assert_eq!(value(name).len(), 64, "{name}");
     }
     assert!(value("database_url").contains(value("database_password")));
+    assert!(value("database_owner_url").contains(value("database_owner_password")));
     let second = succeeds(directory.path(), "generate_secrets.sh", &[], &[]);
     assert_eq!(read(), made, "what is there stays");
     for (name, value) in made.iter().filter(|(_, value)| !value.is_empty()) {

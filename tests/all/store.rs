@@ -5,6 +5,7 @@ mod audit;
 mod failures;
 mod migrations;
 mod modules;
+mod tls;
 mod tokens;
 mod usage;
 

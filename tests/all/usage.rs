@@ -98,6 +98,14 @@ async fn each_execution_leaves_one_record() {
             .to_owned()
     };
     expected.insert(id(&answer), "validation_error");
+    // So is a body over its limit, whose length was not announced.
+    let endless = futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![b'x'; 65_536]));
+    let answer = post("/api/wasm/execute")
+        .header("content-type", "application/wasm")
+        .body(reqwest::Body::wrap_stream(endless));
+    let answer = answer.send().await.unwrap();
+    assert_eq!(answer.status(), 413);
+    expected.insert(id(&answer), "validation_error");
     let form = reqwest::multipart::Form::new().text("name", "echo").part(
         "wasm",
         reqwest::multipart::Part::bytes(echo.into_bytes()).file_name("m"),
@@ -187,7 +195,7 @@ async fn each_execution_leaves_one_record() {
             sums["execution_error"],
             sums["validation_error"]
         ),
-        (3, 2, 2)
+        (3, 2, 3)
     );
     let (_, module) = get(&gateway, &key, &path).await;
     assert_eq!(module["execution_count"], 1);

@@ -17,7 +17,7 @@ use super::super::keys::{Ceiling, Listed, NewKeyRequest};
 use super::super::problem::Problem;
 use super::super::query::Query;
 use super::super::values;
-use super::{Paging, id};
+use super::{PageFacts, Paging, id};
 use crate::auth::Scopes;
 use crate::failure::Failure;
 use crate::store::changes::Changed;
@@ -45,10 +45,8 @@ struct Owned {
 #[derive(Serialize)]
 struct OwnedPage {
     keys: Vec<Owned>,
-    page: u32,
-    limit: u32,
-    total: u64,
-    has_next: bool,
+    #[serde(flatten)]
+    page: PageFacts,
 }
 
 pub(in crate::api) async fn list(
@@ -77,10 +75,7 @@ pub(in crate::api) async fn list(
     });
     Ok(Json(OwnedPage {
         keys: keys.collect(),
-        page: paging.page,
-        limit: paging.limit,
-        total: found.total,
-        has_next: paging.has_next(found.total),
+        page: paging.told(found.total),
     })
     .into_response())
 }

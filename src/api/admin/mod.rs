@@ -38,9 +38,24 @@ impl Paging {
         })
     }
 
-    fn has_next(&self, total: u64) -> bool {
-        u64::from(self.page) * u64::from(self.limit) < total
+    /// What is told beside a page of a list that has so many entries in all.
+    fn told(&self, total: u64) -> PageFacts {
+        PageFacts {
+            page: self.page,
+            limit: self.limit,
+            total,
+            has_next: u64::from(self.page) * u64::from(self.limit) < total,
+        }
     }
+}
+
+/// Which page of a list it is.
+#[derive(serde::Serialize)]
+struct PageFacts {
+    page: u32,
+    limit: u32,
+    total: u64,
+    has_next: bool,
 }
 
 /// A parameter that is one of a closed set of words, read as JSON would be.

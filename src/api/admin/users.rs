@@ -16,7 +16,7 @@ use super::super::json;
 use super::super::problem::Problem;
 use super::super::query::Query;
 use super::super::values;
-use super::{Paging, word};
+use super::{PageFacts, Paging, word};
 use crate::auth::Role;
 use crate::failure::Failure;
 use crate::limits::Tier;
@@ -58,10 +58,8 @@ struct Shown {
 #[derive(Serialize)]
 struct ShownPage {
     users: Vec<Shown>,
-    page: u32,
-    limit: u32,
-    total: u64,
-    has_next: bool,
+    #[serde(flatten)]
+    page: PageFacts,
 }
 
 pub(in crate::api) async fn list(
@@ -91,10 +89,7 @@ pub(in crate::api) async fn list(
         .await?;
     Ok(Json(ShownPage {
         users: found.users.into_iter().map(Shown::from).collect(),
-        page: paging.page,
-        limit: paging.limit,
-        total: found.total,
-        has_next: paging.has_next(found.total),
+        page: paging.told(found.total),
     })
     .into_response())
 }

@@ -162,6 +162,21 @@ fn our_program_gets_what_it_reads() {
     }
 }
 
+/// Only what migrates can change the schema and the audit.
+#[test]
+fn the_owner_of_the_tables_is_used_by_what_migrates_alone() {
+    for (name, service) in services() {
+        let has_it = secrets(&service).contains(&"database_owner_url".to_owned());
+        assert_eq!(has_it, name == "migrate", "{name}");
+    }
+    let services = &resolved(&[])["services"];
+    let url = |name: &str| services[name]["environment"]["DATABASE_URL_FILE"].clone();
+    assert_eq!(url("migrate"), "/run/secrets/database_owner_url");
+    assert_eq!(url("gateway"), "/run/secrets/database_url");
+    let command = texts(&services["migrate"]["command"]);
+    assert!(command.ends_with(&["--service-role", super::roles::SERVICE]));
+}
+
 fn secrets(service: &Value) -> Vec<String> {
     let secrets = service["secrets"].as_array().into_iter().flatten();
     secrets

@@ -321,10 +321,10 @@ fn pods_mount_what_there_is() {
 fn our_program_gets_what_it_reads() {
     let template = std::fs::read_to_string(root().join("k8s/secrets.template.yaml")).unwrap();
     let template = parse(&template);
-    let secrets = template
-        .iter()
-        .find(|object| name(object) == "wasm-wizard-secrets")
-        .unwrap();
+    let has = |secret: &str, key: &str| {
+        let found = template.iter().find(|object| name(object) == secret);
+        found.unwrap()["stringData"][key].is_string()
+    };
     for overlay in OVERLAYS {
         let objects = objects(overlay);
         for (at, pod) in pods(&objects) {
@@ -345,7 +345,15 @@ fn our_program_gets_what_it_reads() {
                         );
                         continue;
                     };
-                    assert!(secrets["stringData"][key].is_string(), "{at}: {key}");
+                    // Only what migrates can change the schema and the audit.
+                    let is_owner = at == "migrate" && variable["name"] == "DATABASE_URL_FILE";
+                    let secret = if is_owner {
+                        "migrate-secrets"
+                    } else {
+                        "wasm-wizard-secrets"
+                    };
+                    assert!(has(secret, key), "{at}: {key}");
+                    assert_eq!(key == "database_owner_url", is_owner, "{at}");
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! What executions used.
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 use wasm_wizard::sandbox::ModuleHash;
 use wasm_wizard::store::usage::{
@@ -424,6 +425,32 @@ async fn what_is_too_old_goes_and_nothing_else(database: Database) {
     assert_eq!(total(&store).await, 2703, "the sums are kept for longer");
     while store.usage_expire(new, day("2026-02-01")).await.unwrap() != Step::Done {}
     assert_eq!(total(&store).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_gateways_one_deletes_at_a_time() {
+    let database = Database::postgres().await;
+    let store = database.migrated().await;
+    let old = noon("2026-01-01");
+    let rows: Vec<_> = (0..3).map(|n| execution(n, old)).collect();
+    store.usage_write(&rows).await.unwrap();
+    let expire = async || {
+        let (rows, days) = (noon("2026-02-01"), day("2026-02-01"));
+        store.usage_expire(rows, days).await.unwrap()
+    };
+    let mut other = PgConnection::connect(&database.url).await.unwrap();
+    let mut transaction = other.begin().await.unwrap();
+    // The lock that a gateway holds while it deletes.
+    sqlx::raw_sql("SELECT pg_advisory_xact_lock(x'7761736d75736167'::bigint)")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    assert_eq!(expire().await, Step::Busy);
+    assert_eq!(executions(&store).await.len(), 3);
+    // It ends with its transaction, however that ends.
+    transaction.rollback().await.unwrap();
+    assert!(matches!(expire().await, Step::Deleted(_)));
+    assert_eq!(expire().await, Step::Done);
 }
 
 async fn gateways_that_write_at_once_lose_nothing(database: Database) {

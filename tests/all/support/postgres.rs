@@ -95,6 +95,24 @@ impl Server {
         self.url_of(&name)
     }
 
+    /// Starts the server again, with this certificate for TLS.
+    pub async fn speak_tls(&mut self, certificate: &str, key: &str) {
+        for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
+            let path = self.data().join(name);
+            fs::write(&path, pem).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            if let Some(Owner { uid, gid }) = self.owner {
+                chown(&path, Some(uid), Some(gid)).unwrap();
+            }
+        }
+        let settings = self.data().join("postgresql.auto.conf");
+        let mut text = fs::read_to_string(&settings).unwrap();
+        text.push_str("ssl = on\n");
+        fs::write(&settings, text).unwrap();
+        self.stop();
+        self.start().await;
+    }
+
     /// Starts the server again on the same port and data, after `stop` or `kill`.
     pub async fn start(&mut self) {
         assert!(self.process.is_none(), "the server runs already");
