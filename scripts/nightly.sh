@@ -70,14 +70,23 @@ build_fuzz() {
     --target-dir "$fuzz_target_dir"
 }
 
-# Something to begin with: guests that work, as binary and as text.
+# Something to begin with: guests that work, as binary and as text; and random bytes enough for modules of
+# some size, which the fuzzer would take hours to come to from none.
 seed_corpus() {
   mkdir -p "fuzz/corpus/$1" "fuzz/artifacts/$1"
-  [ "$1" = bytes ] || return 0
-  local guest
-  for guest in examples/guests/*.wasm examples/guests/*.wat; do
-    cp -n "$guest" "fuzz/corpus/bytes/$(basename "$guest")"
-  done
+  local guest n
+  case "$1" in
+    bytes)
+      for guest in examples/guests/*.wasm examples/guests/*.wat; do
+        cp -n "$guest" "fuzz/corpus/bytes/$(basename "$guest")"
+      done
+      ;;
+    modules)
+      for n in $(seq 32); do
+        [ -e "fuzz/corpus/modules/seed-$n" ] || head -c $((n * 256)) /dev/urandom > "fuzz/corpus/modules/seed-$n"
+      done
+      ;;
+  esac
 }
 
 run_fuzz() {
@@ -89,7 +98,7 @@ run_fuzz() {
     seed_corpus "$target"
     # A compile may take its five seconds on a busy machine, and a guest its deadline.
     "$fuzz_target_dir/debug/$target" "fuzz/corpus/$target" "-artifact_prefix=fuzz/artifacts/$target/" \
-      "-max_total_time=$seconds" -max_len=65536 -timeout=120 -rss_limit_mb=4096 -print_final_stats=1
+      "-max_total_time=$seconds" -max_len=65536 -len_control=0 -timeout=120 -rss_limit_mb=4096 -print_final_stats=1
   done
 }
 

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use libfuzzer_sys::arbitrary::{self, Unstructured};
 use wasm_smith::Config;
 use wasm_wizard::sandbox::{
-    self, Call, CompileSettings, End, GuestLimits, ModuleError, Outcome, Preparation, RunError,
-    Sandbox, Settings, ShareKey, Stdout,
+    self, Call, CompileSettings, End, GuestLimits, ModuleError, Outcome, Preparation, Sandbox,
+    Settings, ShareKey, Stdout,
 };
 
 /// What a sandbox's parts may take before it counts as hanging.
@@ -124,7 +124,7 @@ async fn run(sandbox: &Sandbox, bytes: Bytes, preparation: Preparation) -> Optio
     for _ in 0..2 {
         let outcome = match sandbox.run(module.clone(), call()).await {
             Ok(outcome) => outcome,
-            Err(error @ (RunError::Busy | RunError::ShuttingDown)) => panic!("{error}"),
+            Err(error) => panic!("{error}"),
         };
         if let End::HostError(text) = &outcome.end {
             panic!("the host failed: {text}");

@@ -17,10 +17,12 @@ mod flight;
 mod keeper;
 mod queue;
 mod translate;
+mod turn;
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -28,7 +30,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use self::airborne::Airborne;
-use self::child::{Bounds, Failure, Made, Worker};
+use self::child::{Bounds, Brake, Failure, Made, Worker};
 use self::flight::{Flight, Phase, Prepare};
 use self::keeper::Keeper;
 use self::queue::{Lane, Queue};
@@ -46,9 +48,6 @@ use super::{ModuleError, ModuleHash, Preparation, Prepared, Settings, ShareKey, 
 use crate::telemetry::metrics::{Found, metrics};
 
 pub(super) use self::flight::Quality;
-
-/// How often a compile in the background may give way before it is given up.
-const YIELDS_MAX: u32 = 3;
 
 /// The bounds that make Singlepass safe were found, and are tested, for the code it makes for this
 /// architecture.
@@ -69,6 +68,8 @@ struct Shared {
     artifacts: ArtifactStore,
     keeper: Keeper,
     queue: Mutex<Queue>,
+    /// A flight that was held may go on.
+    next_turn: Condvar,
     translations: Translations,
     is_shutting_down: AtomicBool,
 }
@@ -114,6 +115,7 @@ impl Compilers {
                 artifacts,
                 keeper,
                 queue: Mutex::default(),
+                next_turn: Condvar::new(),
                 translations,
                 is_shutting_down: AtomicBool::new(false),
             }),
@@ -315,6 +317,13 @@ impl Shared {
                 queue.threads -= 1;
                 return;
             };
+            if flight.is_held() {
+                // It has a thread.
+                queue.go_on(&flight);
+                drop(queue);
+                self.next_turn.notify_all();
+                continue;
+            }
             drop(queue);
             let mut airborne = Airborne {
                 shared: self,
@@ -346,7 +355,7 @@ impl Shared {
     }
 
     /// Makes the module.
-    fn fly(&self, flight: &Arc<Flight>, lane: Lane) -> Flown {
+    fn fly(self: &Arc<Shared>, flight: &Arc<Flight>, lane: Lane) -> Flown {
         if self.abandon(flight) {
             return Flown::Gone;
         }
@@ -454,7 +463,7 @@ impl Shared {
 
     /// Has a worker compile the module.
     fn compile(
-        &self,
+        self: &Arc<Shared>,
         flight: &Arc<Flight>,
         compiler: Compiler,
         lane: Lane,
@@ -470,13 +479,19 @@ impl Shared {
             input: &flight.wasm,
         };
         let worker = self.worker()?;
-        let began = Instant::now();
-        let is_abandoned = || {
-            !flight.is_wanted()
-                || (flight.is_background() && self.must_give_way())
-                || (lane == Lane::Slow
-                    && began.elapsed() >= flight.turn()
-                    && self.lock().is_outwaited(flight.share, self.workers_max()))
+        let turn = Cell::new(Instant::now());
+        let is_abandoned = |brake: &Brake| {
+            if !flight.is_wanted() || (flight.is_background() && self.must_give_way()) {
+                return true;
+            }
+            let is_over = lane == Lane::Slow && turn.get().elapsed() >= flight.turn();
+            if is_over && self.lock().is_outwaited(flight.share, self.workers_max()) {
+                if !self.wait_for_a_turn(flight, brake) {
+                    return true;
+                }
+                turn.set(Instant::now());
+            }
+            false
         };
         worker.run(settings, &job, bounds, is_abandoned)
     }
@@ -501,31 +516,6 @@ impl Shared {
         #[expect(unsafe_code, reason = "loads machine code")]
         let loaded = unsafe { engine::load(hash, compiled, tunables, &self.warm) };
         loaded.map(Arc::new)
-    }
-
-    /// Whether what is compiled in the background is in the way.
-    fn must_give_way(&self) -> bool {
-        self.is_shutting_down.load(Ordering::Acquire) || self.lock().presses(self.workers_max())
-    }
-
-    /// A compile was interrupted because nobody waited for it, or because it was in the way: then it tries
-    /// again. In the background it does not so for ever.
-    fn give_up(&self, flight: &Arc<Flight>) -> Flown {
-        if flight.is_background() {
-            let is_over = flight.yields.fetch_add(1, Ordering::AcqRel) >= YIELDS_MAX
-                || self.is_shutting_down.load(Ordering::Acquire);
-            if !is_over {
-                return Flown::Again(Lane::Background);
-            }
-            flight.background.store(false, Ordering::Release);
-        }
-        // Those who joined at the last moment keep it going.
-        if self.abandon(flight) {
-            return Flown::Gone;
-        }
-        flight.turns.fetch_add(1, Ordering::AcqRel);
-        tracing::debug!(module = %flight.hash, "a compile gives way to others");
-        Flown::Again(Lane::Slow)
     }
 
     /// Whether nobody waits for the flight any more; then it is forgotten, and can't be joined.

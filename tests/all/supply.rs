@@ -142,3 +142,45 @@ fn tools_are_pinned() {
     }
     assert!(!pinned.contains("://"), "it names a host");
 }
+
+/// The packages of a lock file, each with what it depends on.
+fn locked(path: &str) -> std::collections::BTreeMap<(String, String), BTreeSet<String>> {
+    let text = read(path);
+    let packages = text.split("[[package]]\n").skip(1).map(|package| {
+        let value = |key: &str| {
+            let line = package.lines().find_map(|line| line.strip_prefix(key));
+            line.unwrap_or_else(|| panic!("{path}: a package without {key}"))
+                .trim_matches('"')
+                .to_owned()
+        };
+        let needs = package.lines().filter_map(|line| line.strip_prefix(" \""));
+        let needs = needs.filter_map(|line| line.split(['"', ' ']).next());
+        let needs = needs.map(str::to_owned).collect();
+        ((value("name = "), value("version = ")), needs)
+    });
+    packages.collect()
+}
+
+/// They are built by night, with `--locked`: a lock file that was left behind is found by day.
+#[test]
+fn the_fuzz_targets_are_locked_to_the_projects_versions() {
+    let (ours, theirs) = (locked("Cargo.lock"), locked("fuzz/Cargo.lock"));
+    let how = "cp Cargo.lock fuzz/Cargo.lock && cargo metadata --manifest-path fuzz/Cargo.toml";
+    for package in theirs.keys() {
+        let is_their_own = ["libfuzzer-sys", "wasm-wizard-fuzz"].contains(&package.0.as_str());
+        assert!(
+            is_their_own || ours.contains_key(package),
+            "{package:?}: {how}"
+        );
+    }
+    let manifest = read("Cargo.toml");
+    let needs = manifest.split("\n[dependencies]\n").nth(1).unwrap();
+    let needs = needs.split("\n[").next().unwrap().lines();
+    let needs = needs.filter(|line| !line.starts_with('#'));
+    let needs = needs.filter_map(|line| line.split_once(" = ").map(|(name, _)| name));
+    let has = theirs.iter().find(|((name, _), _)| name == "wasm-wizard");
+    let (_, has) = has.unwrap();
+    let missing: Vec<_> = needs.filter(|name| !has.contains(*name)).collect();
+    assert!(missing.is_empty(), "{missing:?}: {how}");
+    assert!(has.len() > 20, "{has:?}");
+}

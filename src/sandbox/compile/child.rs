@@ -2,9 +2,10 @@
 
 #![expect(
     unsafe_code,
-    reason = "sets up pipes, waits for both at once, and makes a child less important"
+    reason = "sets up pipes, waits for both at once, makes a child less important, and stops it"
 )]
 
+use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -126,7 +127,7 @@ impl Worker {
         settings: &CompileSettings,
         job: &Job<'_>,
         bounds: Bounds,
-        abandoned: impl Fn() -> bool,
+        abandoned: impl Fn(&Brake) -> bool,
     ) -> Result<Made, Failure> {
         if bounds.is_background {
             self.step_back();
@@ -141,7 +142,15 @@ impl Worker {
             answer_bytes_max,
         };
         let stdin = self.stdin.take();
-        talk.run(stdin, &mut self.stdout, bounds.deadline, &abandoned)?;
+        let brake = Brake {
+            child: self.child.id(),
+            held: Cell::default(),
+        };
+        let mut has_to_end = || match abandoned(&brake) {
+            true => Err(Failure::Abandoned),
+            false => Ok(bounds.deadline + brake.held.get()),
+        };
+        talk.run(stdin, &mut self.stdout, &mut has_to_end)?;
         let Some(reply) = Reply::decode(talk.answer) else {
             return Err(Failure::Failed(died(&mut self, settings)?));
         };
@@ -166,6 +175,29 @@ impl Worker {
                 NICENESS_BACKGROUND,
             );
         }
+    }
+}
+
+/// Has a child that works stand still. Its deadline is so much later.
+pub(super) struct Brake {
+    child: u32,
+    held: Cell<Duration>,
+}
+
+impl Brake {
+    /// The child stands still until `wait` returns.
+    pub(super) fn hold(&self, wait: impl FnOnce()) {
+        let began = Instant::now();
+        self.signal(libc::SIGSTOP);
+        wait();
+        self.signal(libc::SIGCONT);
+        self.held.set(self.held.get() + began.elapsed());
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        // SAFETY: the call takes no pointers. The child is not reaped while its worker runs a job, so its
+        // id is nobody else's. One that has ended does not notice.
+        unsafe { libc::kill(self.child as libc::pid_t, signal) };
     }
 }
 
@@ -206,19 +238,15 @@ struct Talk {
 }
 
 impl Talk {
-    /// Sends the job and reads the answer to its end.
+    /// Sends the job and reads the answer to its end. The deadline is asked for each time.
     fn run(
         &mut self,
         mut stdin: Option<ChildStdin>,
         stdout: &mut ChildStdout,
-        deadline: Instant,
-        abandoned: &impl Fn() -> bool,
+        deadline: &mut impl FnMut() -> Result<Instant, Failure>,
     ) -> Result<(), Failure> {
         loop {
-            if abandoned() {
-                return Err(Failure::Abandoned);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline()?.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Failure::Failed(ModuleError::CompileLimit(
                     "the module takes too long to compile; make it smaller or its functions \

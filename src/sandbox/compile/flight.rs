@@ -12,8 +12,8 @@ use super::super::{ModuleError, ModuleHash, Prepared, ShareKey};
 
 pub(super) type Prepare = Result<Arc<Prepared>, ModuleError>;
 
-/// The first turn with Cranelift. Most modules take less.
-const FIRST_TURN: Duration = Duration::from_secs(2);
+/// A turn with Cranelift. Most modules take less.
+const TURN: Duration = Duration::from_secs(2);
 
 /// What kind of code is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,7 +51,9 @@ pub(super) struct Flight {
     pub singlepass_failed: AtomicBool,
     /// How often it gave way to others.
     pub yields: AtomicU32,
-    /// How often it had a turn with Cranelift that ended because others waited.
+    /// Its worker stands still, and it waits for its next turn with Cranelift.
+    pub held: AtomicBool,
+    /// How often its worker was killed at the end of a turn, because too many stood still.
     pub turns: AtomicU32,
     /// Its receivers are the callers.
     pub phase: watch::Sender<Phase>,
@@ -76,6 +78,7 @@ impl Flight {
             facts: OnceLock::new(),
             singlepass_failed: AtomicBool::new(false),
             yields: AtomicU32::new(0),
+            held: AtomicBool::new(false),
             turns: AtomicU32::new(0),
             phase: watch::Sender::new(Phase::Waiting),
         }
@@ -93,16 +96,20 @@ impl Flight {
         self.kept.load(Ordering::Acquire)
     }
 
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+
     /// Whether it need go on.
     pub(super) fn is_wanted(&self) -> bool {
         self.phase.receiver_count() > 0 || self.is_background()
     }
 
-    /// How long it may keep a worker that others wait for. Each turn is twice as long as the last, since
-    /// it starts anew: so what takes longer than one does come to its end, at the cost of one more compile.
+    /// How long it may keep a worker that others wait for. After it was killed and has to start anew, twice
+    /// as long: so what takes longer than a turn does come to its end, at the cost of one more compile.
     pub(super) fn turn(&self) -> Duration {
         let turns = self.turns.load(Ordering::Acquire);
-        FIRST_TURN.saturating_mul(1_u32.checked_shl(turns).unwrap_or(u32::MAX))
+        TURN.saturating_mul(1_u32.checked_shl(turns).unwrap_or(u32::MAX))
     }
 
     /// Tells those who wait that there is nothing to wait for, unless they know.

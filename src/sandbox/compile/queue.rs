@@ -7,11 +7,12 @@
 //! and the last is kept for Singlepass, which is done in milliseconds. A flood of compile bombs then
 //! costs those who need Cranelift a wait, and the others nothing. (With one worker there is nothing
 //! to keep.) Nor does a bomb keep its worker until the timeout: when others wait who have less, a flight's
-//! turn ends, and it starts anew after them. What nobody waits for comes last, one at a time, and gives
+//! turn ends, and its worker stands still until its next. What nobody waits for comes last, one at a time, and gives
 //! way.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::super::{ModuleHash, ShareKey};
 use super::{Flight, Quality};
@@ -20,6 +21,9 @@ use super::{Flight, Quality};
 const BACKGROUND_MAX: usize = 64;
 /// Bytes of their modules.
 const BACKGROUND_BYTES_MAX: usize = 64 << 20;
+
+/// Workers that may stand still while others have their places: each keeps the memory it has.
+const HELD_MAX: usize = 4;
 
 /// Whose modules the configuration names.
 const OPERATOR: ShareKey = ShareKey::NOBODY;
@@ -44,7 +48,9 @@ pub(super) struct Queue {
     background: VecDeque<Arc<Flight>>,
     busy: Busy,
     served: HashMap<ShareKey, Served>,
-    /// Compile threads that there are.
+    /// Flights in the slow lane whose workers stand still.
+    held: usize,
+    /// Compile threads that there are, but for those of flights that are held.
     pub threads: usize,
     boarded: u64,
 }
@@ -227,6 +233,43 @@ impl Queue {
                 || (takes_all && self.quick.iter().any(is_before)))
     }
 
+    /// Has a slow flight give its place to others and wait for its next turn, with its worker and thread
+    /// standing still. False if as many do as may.
+    pub(super) fn hold(&mut self, flight: &Arc<Flight>) -> bool {
+        if self.held >= HELD_MAX {
+            return false;
+        }
+        self.held += 1;
+        self.threads -= 1;
+        flight.held.store(true, Ordering::Release);
+        self.done(Lane::Slow, flight.share);
+        // Those who wait already come before its next turn.
+        let last = self.number();
+        self.served.entry(flight.share).or_default().slow = last;
+        self.push(Lane::Slow, Arc::clone(flight));
+        true
+    }
+
+    /// A flight that was held, and taken, goes on.
+    pub(super) fn go_on(&mut self, flight: &Flight) {
+        self.held -= 1;
+        self.threads += 1;
+        flight.held.store(false, Ordering::Release);
+    }
+
+    /// Has a flight that is held go on before its turn.
+    pub(super) fn go_on_now(&mut self, flight: &Arc<Flight>) {
+        let at = self
+            .slow
+            .iter()
+            .position(|other| Arc::ptr_eq(other, flight));
+        if at.and_then(|at| self.slow.remove(at)).is_some() {
+            self.busy.slow += 1;
+            self.served.entry(flight.share).or_default().in_the_air += 1;
+            self.go_on(flight);
+        }
+    }
+
     /// Takes a flight out of the background, where it waits: somebody wants it now.
     pub(super) fn hurry(&mut self, flight: &Arc<Flight>) {
         let waits = self
@@ -250,7 +293,8 @@ impl Queue {
         } = self;
         for lane in [quick, slow, background] {
             lane.retain(|flight| {
-                let wanted = flight.is_wanted();
+                // Of one that is held, its thread sees to that.
+                let wanted = flight.is_wanted() || flight.is_held();
                 if !wanted {
                     flights.remove(&flight.key());
                     if flight.quality == Quality::Best {

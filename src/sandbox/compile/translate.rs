@@ -150,7 +150,7 @@ impl Shared {
                 made_bytes_max: BINARY_BYTES_MAX,
                 is_background: false,
             };
-            worker.run(settings, &job, bounds, is_abandoned)
+            worker.run(settings, &job, bounds, |_| is_abandoned())
         });
         match translated {
             Ok(binary) => Ok(binary.made),

@@ -215,8 +215,13 @@ async fn a_bomb_does_not_keep_the_only_worker_from_others() {
             })
         })
         .collect();
-    // Both the best code and what a stranger sends once.
-    for (number, preparation) in [(30, Preparation::Optimised), (31, Preparation::Fast)] {
+    // Both the best code and what a stranger sends once, also when the bombs have had several turns.
+    for (number, preparation) in [
+        (30, Preparation::Optimised),
+        (31, Preparation::Fast),
+        (32, Preparation::Optimised),
+        (33, Preparation::Fast),
+    ] {
         let share = ShareKey::of(number);
         within(sandbox.prepare_for(share, numbered(number), preparation))
             .await

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use super::{Bounds, Failure, Worker};
+use super::{Bounds, Brake, Failure, Worker};
 use crate::sandbox::engine::Compiler;
 use crate::sandbox::worker::{Job, Task};
 use crate::sandbox::{CompileSettings, ModuleError};
@@ -46,7 +46,7 @@ fn script(lines: &str, timeout: Duration) -> Script {
 const LONG: Duration = Duration::from_secs(600);
 
 impl Script {
-    fn run(&self, abandoned: impl Fn() -> bool) -> Result<Bytes, Failure> {
+    fn run(&self, abandoned: impl Fn(&Brake) -> bool) -> Result<Bytes, Failure> {
         let job = Job {
             task: Task::Compile(Compiler::Cranelift),
             input: &vec![0; 300_000],
@@ -62,7 +62,7 @@ impl Script {
     }
 
     fn error(&self) -> ModuleError {
-        match self.run(|| false) {
+        match self.run(|_| false) {
             Err(Failure::Failed(error)) => error,
             Err(Failure::Refused(error)) => panic!("nobody answered: {error}"),
             Err(Failure::Abandoned) => panic!("nobody gave up"),
@@ -97,11 +97,49 @@ fn a_worker_that_never_answers_is_killed_in_time() {
 fn a_worker_nobody_waits_for_is_killed() {
     let script = script("exec sleep 1000", LONG);
     let looks = Cell::new(0);
-    let result = script.run(|| {
+    let result = script.run(|_| {
         looks.set(looks.get() + 1);
         looks.get() > 3
     });
     assert!(matches!(result, Err(Failure::Abandoned)));
+    assert!(script.is_gone());
+}
+
+#[test]
+fn a_worker_that_is_held_stands_still_and_has_its_time_later() {
+    let script = script(
+        "while :; do echo >> $HERE/steps; sleep 0.01; done",
+        Duration::from_secs(2),
+    );
+    let read = |name| fs::read_to_string(script.folder.path().join(name)).unwrap_or_default();
+    let stands_still = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", read("pid").trim()));
+        stat.is_ok_and(|stat| stat.contains(") T "))
+    };
+    let (begun, held, steps) = (Instant::now(), Cell::new(None), Cell::new(0));
+    let result = script.run(|brake| {
+        if held.get().is_none() && !read("steps").is_empty() {
+            let since = Instant::now();
+            brake.hold(|| {
+                let give_up = since + LONG;
+                while !stands_still() && Instant::now() < give_up {
+                    std::thread::yield_now();
+                }
+                steps.set(read("steps").len());
+                // Longer than all of its time.
+                while since.elapsed() < Duration::from_millis(2_500) {
+                    std::thread::park_timeout(Duration::from_millis(100));
+                }
+                assert!(stands_still() && read("steps").len() == steps.get());
+            });
+            held.set(Some(since.elapsed()));
+        }
+        false
+    });
+    assert!(matches!(result, Err(Failure::Failed(_))));
+    let least = Duration::from_secs(2) + held.get().unwrap();
+    assert!(begun.elapsed() >= least);
+    assert!(read("steps").len() > steps.get(), "it did not go on");
     assert!(script.is_gone());
 }
 

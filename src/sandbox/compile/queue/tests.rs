@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::super::super::{ModuleHash, ShareKey};
 use super::super::{Flight, Quality};
-use super::{BACKGROUND_MAX, Lane, OPERATOR, Queue};
+use super::{BACKGROUND_MAX, HELD_MAX, Lane, OPERATOR, Queue};
 
 /// A flight that waits in a lane, of somebody who has no other.
 fn waiting(queue: &mut Queue, lane: Lane) -> u64 {
@@ -310,6 +310,63 @@ fn who_keeps_the_slow_workers_gives_way_to_who_has_fewer() {
     assert!(queue.is_outwaited(own, 4));
     waiting_for(&mut queue, Lane::Slow, ShareKey::of(4));
     assert!(!queue.is_outwaited(OPERATOR, 4));
+}
+
+#[test]
+fn a_flight_that_is_held_takes_turns_with_others() {
+    let [own, other] = [1, 2].map(ShareKey::of);
+    let mut queue = Queue {
+        threads: 1,
+        ..Queue::default()
+    };
+    waiting_for(&mut queue, Lane::Slow, own);
+    let (lane, bomb) = queue.take(1).unwrap();
+    waiting_for(&mut queue, Lane::Slow, other);
+    assert!(queue.is_outwaited(own, 1));
+    assert!(queue.hold(&bomb));
+    assert_eq!((bomb.is_held(), queue.threads), (true, 0));
+    // Who waited goes before it.
+    let (lane_of_other, flight) = queue.take(1).unwrap();
+    assert!(flight.share == other && !flight.is_held());
+    queue.done(lane_of_other, other);
+    queue.flights.remove(&flight.key());
+    // It is not forgotten while it stands still: its thread sees to that.
+    queue.forget_abandoned();
+    assert_eq!(queue.slow.len(), 1);
+    let (third, fourth) = (
+        waiting_for(&mut queue, Lane::Slow, other),
+        waiting_for(&mut queue, Lane::Slow, own),
+    );
+    // Those who came later go after it.
+    let (lane_again, again) = queue.take(1).unwrap();
+    assert!(lane_again == lane && Arc::ptr_eq(&again, &bomb));
+    queue.go_on(&again);
+    assert_eq!((bomb.is_held(), queue.threads), (false, 1));
+    assert!(queue.take(1).is_none());
+    queue.done(lane, own);
+    assert_eq!(take(&mut queue, 1), Some((Lane::Slow, third)));
+    done(&mut queue, Lane::Slow, third);
+    assert_eq!(take(&mut queue, 1), Some((Lane::Slow, fourth)));
+}
+
+#[test]
+fn few_are_held_and_any_can_go_on_before_its_turn() {
+    let mut queue = Queue {
+        threads: 9,
+        ..Queue::default()
+    };
+    let flights: Vec<_> = (0..HELD_MAX + 1)
+        .map(|_| {
+            waiting(&mut queue, Lane::Slow);
+            queue.take(9).unwrap().1
+        })
+        .collect();
+    let (last, held) = flights.split_last().unwrap();
+    assert!(held.iter().all(|flight| queue.hold(flight)));
+    assert!(!queue.hold(last) && !last.is_held());
+    queue.go_on_now(&held[0]);
+    assert!(!held[0].is_held() && queue.hold(last));
+    assert_eq!((queue.busy.slow, queue.slow.len()), (1, HELD_MAX));
 }
 
 #[test]
