@@ -39,6 +39,7 @@ use crate::sandbox::{Call, Preparation, Sandbox, ShareKey, Stdout};
 use crate::store::Store;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::metrics;
+use crate::telemetry::traces::Tracer;
 use crate::tls::{self, CertificateFiles, Terminator, TlsError};
 use crate::upstream;
 use records::Records;
@@ -58,6 +59,9 @@ const DRAIN_IDLE: Duration = Duration::from_millis(500);
 const DRAIN_SETTLED: Duration = Duration::from_secs(1);
 /// Longest wait for the listeners to accept after the services were started.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest wait at the end for the collector to take the last traces.
+const TRACES_LEFT: Duration = Duration::from_secs(2);
 
 /// Connections to the admin listener.
 const ADMIN_CONNECTIONS_MAX: usize = 256;
@@ -121,6 +125,7 @@ impl Server {
             config.sandbox.wasm_bytes_max,
         );
         let usage = records::open(&config.usage)?;
+        let tracer = Tracer::start(config.tracing.as_ref())?;
         let health = Health::new();
         let limiter = Limiter::start(&config.limits, &health).await;
         let limiter = limiter.map_err(|error| anyhow!("limits.redis: {error}"))?;
@@ -156,6 +161,7 @@ impl Server {
             builtin_metrics: BuiltinMetrics::default(),
             body_room: BodyRoom::new(config.gateway.api_body_bytes_max),
             usage,
+            tracer,
         });
         let terminators = listeners.iter().filter_map(|l| l.tls.clone()).collect();
         let reloader = Reloader {
@@ -240,6 +246,7 @@ impl Server {
         self.shared.limiter.close().await;
         write_out(&self.auth).await;
         records.finish().await;
+        tokio::task::block_in_place(|| self.shared.tracer.finish(TRACES_LEFT));
         self.store.close().await;
         tracing::info!("stopped");
         // Pingora's thread sleeps out its own grace period; nothing of ours runs on it any more.

@@ -42,7 +42,7 @@ use crate::auth::{Authenticator, Principal};
 use crate::failure::Failure;
 use crate::limits::{Limiter, OnLoss, Tiers};
 use crate::modules::Registry;
-use crate::sandbox::{GuestLimits, Sandbox};
+use crate::sandbox::{GuestLimits, Sandbox, Usage};
 use crate::store::Store;
 use crate::store::audit::{Actor, ActorKind};
 use crate::usage::Recorder;
@@ -100,6 +100,13 @@ impl Caller {
             ..Actor::default()
         }
     }
+}
+
+/// The guest of which an answer tells; an extension of the response.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestRan {
+    pub status: &'static str,
+    pub usage: Usage,
 }
 
 /// The router's own state.

@@ -2,11 +2,13 @@
 
 mod json;
 
+use axum::Extension;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use self::json::{Encoding, Output};
+use super::GuestRan;
 use super::accept::Form;
 use super::problem::{Problem, shutting_down};
 use crate::failure::code;
@@ -59,6 +61,10 @@ pub(super) fn respond(
     form: Form,
 ) -> Result<Response, Problem> {
     let headers = headers(&outcome, module);
+    let ran = GuestRan {
+        status: outcome.end.status(),
+        usage: outcome.usage,
+    };
     let failure = failure(&outcome.end)?;
     let response = match (failure, form) {
         (None, Form::Raw) => {
@@ -74,7 +80,7 @@ pub(super) fn respond(
             json_answer(status, outcome, Some(failure), module, request_id)?
         }
     };
-    Ok((headers, response).into_response())
+    Ok((headers, Extension(ran), response).into_response())
 }
 
 fn failure(end: &End) -> Result<Option<GuestFailure>, Problem> {

@@ -281,6 +281,13 @@ impl Context {
         self.range(path, value, min, max, "");
     }
 
+    /// Whether a number is a share: from none to all.
+    pub fn share(&mut self, path: &Path, value: f64) {
+        // What is not a number is in no range, and out of none.
+        let value = if value.is_nan() { f64::INFINITY } else { value };
+        self.range(path, value, 0.0, 1.0, "");
+    }
+
     fn range<T: Display + PartialOrd>(
         &mut self,
         path: &Path,

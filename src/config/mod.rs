@@ -52,6 +52,8 @@ pub struct Config {
     pub store: store::Settings,
     pub usage: usage::Settings,
     pub logging: telemetry::logging::Settings,
+    /// `None` where there are no traces.
+    pub tracing: Option<telemetry::traces::Settings>,
     pub metrics: Metrics,
     pub routes: Vec<route::Route>,
 }

@@ -16,6 +16,8 @@ pub const RELOADABLE: &[&str] = &[
     "compression",
     "headers",
     "logging.access",
+    "logging.access_sample",
+    "logging.access_slow",
     "metrics.public",
     "routes",
     "sandbox.execution_timeout",

@@ -82,6 +82,7 @@ impl Gateway {
     /// asked, on its own runtime.
     pub(super) async fn identify(&self, session: &Session, ctx: &mut Ctx) -> Result<(), Stop> {
         let headers = &session.req_header().headers;
+        let begun = ctx.clock();
         let result = match self.shared.auth.authenticate_cached(headers, Utc::now()) {
             Some(result) => result,
             None => {
@@ -100,6 +101,7 @@ impl Gateway {
                 result
             }
         };
+        ctx.trace_part("auth", begun, result.is_err());
         metrics().authentication(match &result {
             Ok(Principal::Anonymous) => "anonymous",
             Ok(Principal::Key(_) | Principal::Certificate(_)) => "ok",
@@ -171,7 +173,10 @@ impl Gateway {
         rate: Rate,
         on_loss: OnLoss,
     ) -> Result<(), Stop> {
+        let begun = ctx.clock();
         let decision = self.shared.limiter.acquire(subject, rate, on_loss).await;
+        let is_refused = decision.as_ref().is_ok_and(|decision| !decision.allowed);
+        ctx.trace_part("limit", begun, decision.is_err() || is_refused);
         let decision = decision.map_err(|Unavailable| {
             metrics().rate_limit(false);
             Failure::limits_unavailable()

@@ -19,6 +19,7 @@ use crate::route::{Cors, HeaderEdits, Route};
 use crate::sandbox::Usage;
 use crate::telemetry::access::RequestLine;
 use crate::telemetry::metrics::metrics;
+use crate::telemetry::traces::Trace;
 use crate::tls::ClientCertificate;
 use crate::upstream::Member;
 
@@ -62,6 +63,8 @@ pub struct Ctx {
     pub(super) on_connection: Option<OnConnection>,
     /// Its place among the requests at a time.
     pub(super) at_once: Option<Requests>,
+    /// Where traces are on.
+    pub(super) trace: Option<Box<Trace>>,
     _active: Active,
 }
 
@@ -124,6 +127,7 @@ impl Ctx {
             body_bytes: 0,
             on_connection: None,
             at_once: None,
+            trace: None,
             _active: Active::new(),
         }
     }
@@ -202,7 +206,7 @@ impl Gateway {
         let head = session.req_header();
         route_metrics.observe(head.method.as_str(), status, duration);
         // A failure is worth its line even where ordinary requests have none.
-        if status < 500 && !ctx.plan.access_log {
+        if !ctx.plan.access_log.has(status, duration, &ctx.request_id) {
             return;
         }
         let key_id = match &ctx.principal {

@@ -22,7 +22,7 @@ use super::execute::share;
 use super::respond::{Stop, write_body};
 use super::room::Place;
 use super::{Ctx, Gateway};
-use crate::api::{BodyError, Caller};
+use crate::api::{BodyError, Caller, GuestRan};
 use crate::failure::Failure;
 
 /// Body chunks on their way to a handler: enough to overlap reading and parsing.
@@ -68,6 +68,7 @@ impl Gateway {
         let (chunks, received) = mpsc::channel(CHUNKS_AHEAD);
         let request = request(session, ctx, received)?;
         let router = ctx.plan.control_plane.clone();
+        let begun = ctx.clock();
         let place = Arc::new(self.shared.body_room.place(share(ctx)));
         let held = Arc::clone(&place);
         let mut running = Running(self.shared.control.spawn(async move {
@@ -79,7 +80,11 @@ impl Gateway {
         let answer = serve(session, &mut running, chunks, limit, &place).await?;
         // A slow client's answer holds no room for other requests' bodies.
         drop(place);
-        let Ok(response) = answer;
+        let Ok(mut response) = answer;
+        ctx.trace_part("api", begun, response.status().is_server_error());
+        if let Some(GuestRan { status, usage }) = response.extensions_mut().remove() {
+            ctx.trace_guest(status, usage);
+        }
         self.send_response(session, ctx, response).await
     }
 

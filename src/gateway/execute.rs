@@ -557,6 +557,7 @@ fn edited(headers: &HeaderMap, edits: &HeaderEdits) -> HeaderMap {
 /// Notes a guest's end for the request's log line.
 fn note(ctx: &mut Ctx, outcome: &Outcome) {
     ctx.guest = Some((outcome.end.status(), outcome.usage));
+    ctx.trace_guest(outcome.end.status(), outcome.usage);
     let seat = ctx.seat.take();
     ctx.cpu_left = seat.and_then(|seat| seat.ended(outcome.usage.cpu));
     if !outcome.stderr.is_empty() {

@@ -24,6 +24,7 @@ mod request;
 mod respond;
 mod room;
 mod settings;
+mod trace;
 mod websocket;
 
 use std::sync::Arc;
@@ -46,6 +47,7 @@ use crate::modules::Registry;
 use crate::route::{self, ModuleSource, Redirect, Respond, Target};
 use crate::sandbox::Sandbox;
 use crate::telemetry::health::{Health, Probe};
+use crate::telemetry::traces::Tracer;
 use crate::upstream::Protocol;
 use crate::usage::Recorder;
 use body::BodyLimit;
@@ -76,6 +78,7 @@ pub struct Shared {
     /// The room for request bodies in memory.
     pub body_room: BodyRoom,
     pub usage: Recorder,
+    pub tracer: Tracer,
 }
 
 /// The gateway as one listener sees it.
@@ -335,6 +338,7 @@ impl ProxyHttp for Gateway {
             let most = settings.timeouts.keepalive.as_secs().max(1);
             session.set_keepalive(Some(if asked == 0 { most } else { asked.min(most) }));
         }
+        self.begin_trace(session, ctx);
         Ok(())
     }
 
@@ -411,6 +415,9 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> pingora_core::Result<Box<HttpPeer>> {
         let plan = Arc::clone(&ctx.plan);
+        if let Some(trace) = &mut ctx.trace {
+            trace.begin_upstream();
+        }
         match ctx.route_index().and_then(|index| plan.group(index)) {
             Some(group) => self.peer(group, session, ctx).await,
             None => Error::e_explain(ErrorType::InternalError, "the route has no upstreams"),
@@ -461,7 +468,9 @@ impl ProxyHttp for Gateway {
                     return Err(error);
                 }
                 let member = ctx.member();
-                forward::edit_request(session, upstream, ctx, proxy, &route.headers, member)
+                forward::edit_request(session, upstream, ctx, proxy, &route.headers, member)?;
+                trace::say_upstream(upstream, ctx);
+                Ok(())
             }
             (None, _) | (_, None) => Ok(()),
         }
@@ -557,6 +566,7 @@ impl ProxyHttp for Gateway {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         self.log(session, error, ctx);
+        self.end_trace(session, ctx);
     }
 }
 

@@ -10,6 +10,7 @@ use crate::limits::{RouteKey, Tiers};
 use crate::modules::{Registry, RegistryError};
 use crate::route::{BuildError, Route, Table, Target};
 use crate::sandbox::{Files, FilesError, Prepared};
+use crate::telemetry::logging::AccessLog;
 use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::{self, Group, GroupError};
 
@@ -18,8 +19,8 @@ use crate::upstream::{self, Group, GroupError};
 pub struct Plan {
     pub(super) settings: Settings,
     pub(super) tiers: Tiers,
-    /// One log line per request.
-    pub(super) access_log: bool,
+    /// Which requests have a line in the log.
+    pub(super) access_log: AccessLog,
     pub(super) control_plane: axum::Router,
     /// What is known of the servers, for the plan after this one.
     upstreams: upstream::Registry,
@@ -32,7 +33,7 @@ pub struct Plan {
 pub struct Parts {
     pub settings: Settings,
     pub tiers: Tiers,
-    pub access_log: bool,
+    pub access_log: AccessLog,
     pub control_plane: axum::Router,
     pub routes: Vec<Route>,
 }

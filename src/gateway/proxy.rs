@@ -336,7 +336,7 @@ fn overdue(session: &Session, ctx: &Ctx, failure: Failure) -> Report {
             planned.metrics.observe(method.as_str(), status, duration);
         }
         let route = index.and_then(|index| plan.route(index));
-        if plan.access_log {
+        if plan.access_log.enabled {
             tracing::info!(
                 request_id,
                 client = client.map(tracing::field::display),

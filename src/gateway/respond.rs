@@ -338,7 +338,7 @@ fn log_refusal(shared: &Shared, facts: &ProxyDigest, failure: &Failure, request_
     let status = failure.status.as_u16();
     let metrics = &shared.builtin_metrics.none;
     metrics.observe("", status, std::time::Duration::ZERO);
-    if shared.plan.load().access_log {
+    if shared.plan.load().access_log.enabled {
         let client = Facts::of(facts).and_then(Facts::source);
         tracing::info!(
             request_id,

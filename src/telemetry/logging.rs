@@ -4,6 +4,7 @@
 //! `duration_us`, `error`. No secret, key or body is ever a field.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
@@ -11,16 +12,42 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::access;
+use super::sample;
 use super::writer::{self, Writing};
 
 /// Settings of the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// A tracing filter: `info`, `debug`, or `info,wasm_wizard::gateway=debug`.
     pub level: String,
     pub format: Format,
-    /// One line per request.
-    pub access: bool,
+    pub access: AccessLog,
+}
+
+/// Which requests have a line in the log.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AccessLog {
+    /// Without it only those that fail by our doing (5xx).
+    pub enabled: bool,
+    /// The share of those that are answered well and soon: 0 to 1.
+    pub sample: f64,
+    /// Those that take so long have one in any case.
+    pub slow: Duration,
+}
+
+impl AccessLog {
+    /// Whether a request has a line. One that failed, or was slow, has; of the others a share, the same at
+    /// all gateways that a request with its id goes through.
+    #[inline]
+    pub fn has(&self, status: u16, duration: Duration, request_id: &str) -> bool {
+        if !self.enabled {
+            return status >= 500;
+        }
+        self.sample >= 1.0
+            || !(100..400).contains(&status)
+            || duration >= self.slow
+            || sample::is_in(self.sample, sample::number_of(request_id))
+    }
 }
 
 #[derive(
@@ -118,6 +145,28 @@ fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_failed_or_was_slow_has_its_line() {
+        let log = |enabled, sample| AccessLog {
+            enabled,
+            sample,
+            slow: Duration::from_secs(1),
+        };
+        let soon = Duration::from_millis(1);
+        for status in [0, 400, 404, 429, 500, 503] {
+            assert!(log(true, 0.0).has(status, soon, "id"), "{status}");
+            assert_eq!(log(false, 1.0).has(status, soon, "id"), status >= 500);
+        }
+        for status in [101, 200, 204, 308] {
+            assert!(!log(true, 0.0).has(status, soon, "id"), "{status}");
+            assert!(log(true, 0.0).has(status, Duration::from_secs(1), "id"));
+            assert!(log(true, 1.0).has(status, soon, "id"));
+        }
+        let ids: Vec<String> = (0..1000).map(|n| format!("request-{n}")).collect();
+        let some = ids.iter().filter(|id| log(true, 0.3).has(200, soon, id));
+        assert!((250..350).contains(&some.count()));
+    }
 
     #[test]
     fn levels_are_checked() {

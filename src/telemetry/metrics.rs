@@ -51,6 +51,8 @@ pub struct Metrics {
     /// By [`AUTHENTICATIONS`].
     authentications: [IntCounter; AUTHENTICATIONS.len()],
     pub log_lines_dropped: IntCounter,
+    /// By [`SPANS`].
+    trace_spans: [IntCounter; SPANS.len()],
     tls_handshakes: IntCounterVec,
     compiles: IntCounterVec,
     compile_duration: HistogramVec,
@@ -97,6 +99,7 @@ const AUTHENTICATIONS: [&str; 6] = [
     "invalid",
     "unavailable",
 ];
+const SPANS: [&str; 3] = ["sent", "failed", "dropped"];
 const FALLBACKS: [&str; 3] = ["local", "open", "closed"];
 
 impl Metrics {
@@ -109,6 +112,14 @@ impl Metrics {
         let known = FALLBACKS.iter().zip(&self.limit_fallbacks);
         for (_, counter) in known.filter(|(name, _)| **name == policy) {
             counter.inc();
+        }
+    }
+
+    /// `result` is one of [`SPANS`].
+    pub fn trace_spans(&self, result: &str, count: u64) {
+        let known = SPANS.iter().zip(&self.trace_spans);
+        for (_, counter) in known.filter(|(name, _)| **name == result) {
+            counter.inc_by(count);
         }
     }
 
@@ -303,6 +314,14 @@ impl Metrics {
                 "log_lines_dropped_total",
                 "Lines of the log that were lost because their reader is too slow.",
             ),
+            trace_spans: {
+                let spans = r.counter_vec(
+                    "trace_spans_total",
+                    "Spans of traces: sent, not taken by the collector, or dropped because too many waited.",
+                    &["result"],
+                );
+                SPANS.map(|result| spans.with_label_values(&[result]))
+            },
             tls_handshakes: r.counter_vec(
                 "tls_handshakes_total",
                 "TLS handshakes by result.",

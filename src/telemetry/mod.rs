@@ -8,9 +8,11 @@ pub mod logging;
 pub mod metrics;
 pub mod modules;
 pub mod shard;
+pub mod traces;
 
 mod counters;
 mod guests;
 mod rows;
+mod sample;
 mod usage;
 mod writer;

@@ -47,6 +47,7 @@ mod timeouts;
 mod tls;
 mod tokens;
 mod tour;
+mod traces;
 mod upgrade;
 mod upstreams;
 mod usage;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::*;
+use crate::telemetry::logging::Format;
+use crate::telemetry::traces::Parents;
 
 impl Default for File {
     fn default() -> File {
@@ -18,6 +20,7 @@ impl Default for File {
             limits: RateLimits::default(),
             metrics: Metrics::default(),
             logging: Logging::default(),
+            tracing: Tracing::default(),
             headers: Headers::default(),
             compression: Compression::default(),
             routes: Vec::new(),
@@ -319,6 +322,22 @@ impl Default for Logging {
             level: "info".to_string(),
             format: Format::Auto,
             access: true,
+            access_sample: 1.0,
+            access_slow: Period::secs(1),
+        }
+    }
+}
+
+impl Default for Tracing {
+    fn default() -> Tracing {
+        Tracing {
+            endpoint: None,
+            ca: None,
+            service_name: "wasm-wizard".to_string(),
+            sample: 0.1,
+            parents: Parents::Trusted,
+            queue_max: 8192,
+            timeout: Period::secs(5),
         }
     }
 }

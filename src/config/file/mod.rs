@@ -6,6 +6,7 @@
 mod defaults;
 mod proxy;
 mod route;
+mod telemetry;
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,6 @@ use super::Environment;
 use super::values::{Address, Period, Requests, Secret, Size, Threads};
 use crate::gateway::ClientAddressHeader;
 use crate::limits::OnLoss;
-use crate::telemetry::logging::Format;
 use crate::tls::ClientCertificateMode;
 use crate::usage::WhenFull;
 
@@ -26,6 +26,7 @@ pub use proxy::{
 pub use route::{
     Cors, Execute, HeaderChanges, Method, Redirect, Respond, Route, RouteAuth, RouteMatch,
 };
+pub use telemetry::{Logging, Metrics, Tracing};
 
 /// The content type of an answer that names none.
 pub const TEXT: &str = "text/plain; charset=utf-8";
@@ -54,6 +55,8 @@ pub struct File {
     pub metrics: Metrics,
     /// The log.
     pub logging: Logging,
+    /// Traces of requests.
+    pub tracing: Tracing,
     /// Headers of every response.
     pub headers: Headers,
     /// Which answers of routes are compressed.
@@ -447,30 +450,6 @@ pub struct Redis {
     /// What each gateway admits by itself then, in percent of each limit.
     #[schemars(range(min = 1, max = 100))]
     pub local_share_percent: u32,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Metrics {
-    /// Whether there is a page at all.
-    pub enabled: bool,
-    /// Its path.
-    pub path: String,
-    /// Whether the public listeners have it too.
-    pub public: bool,
-    /// The file in which `backup.sh` says when the last backup was made.
-    pub backup_stamp: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Logging {
-    /// `info`, `debug`, or per module: `info,wasm_wizard::gateway=debug`.
-    pub level: String,
-    /// `auto` is pretty on a terminal, else JSON.
-    pub format: Format,
-    /// One line per request.
-    pub access: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

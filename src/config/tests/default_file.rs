@@ -230,6 +230,107 @@ fn every_key_and_variable_is_documented() {
     }
 }
 
+/// Every property of the schema by its key; some have more than one form.
+fn schema_properties<'s>(
+    schema: &'s Value,
+    root: &'s Value,
+    path: &str,
+    found: &mut Vec<(String, &'s Value)>,
+) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.trim_start_matches("#/$defs/");
+        schema_properties(&root["$defs"][name], root, path, found);
+    }
+    for part in ["anyOf", "oneOf", "allOf"] {
+        for option in schema[part].as_array().into_iter().flatten() {
+            schema_properties(option, root, path, found);
+        }
+    }
+    for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
+        found.push((path.clone(), property));
+        schema_properties(property, root, &path, found);
+    }
+    if schema["items"].is_object() {
+        schema_properties(&schema["items"], root, &format!("{path}[]"), found);
+    }
+}
+
+/// The words that a property may be.
+fn words(schema: &Value, root: &Value, found: &mut BTreeSet<String>) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.trim_start_matches("#/$defs/");
+        words(&root["$defs"][name], root, found);
+    }
+    for part in ["anyOf", "oneOf"] {
+        for option in schema[part].as_array().into_iter().flatten() {
+            words(option, root, found);
+        }
+    }
+    let listed = schema["enum"].as_array().into_iter().flatten();
+    let words = listed.chain([&schema["const"]]).filter_map(Value::as_str);
+    found.extend(words.map(str::to_owned));
+}
+
+/// The rows of the documentation's tables by the keys in their first cell.
+fn documented_rows() -> Vec<(String, Vec<&'static str>)> {
+    let mut rows = Vec::new();
+    for line in DOCUMENTATION.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" |").map(str::trim).collect();
+        for key in cells[0].split('`').skip(1).step_by(2) {
+            rows.push((key.to_owned(), cells.clone()));
+        }
+    }
+    rows
+}
+
+/// The tables of the documentation have a row for each key, with its default and the words it may be.
+#[test]
+fn the_documentation_has_the_defaults_and_words_of_the_schema() {
+    use super::super::values::Period;
+    let schema: Value = serde_json::from_str(&super::super::json_schema()).unwrap();
+    let mut properties = Vec::new();
+    schema_properties(&schema, &schema, "", &mut properties);
+    let rows = documented_rows();
+    let mut compared = 0;
+    for (key, property) in properties {
+        // The tiers have a table of their own, and a section stands for its parts.
+        if key.starts_with("tiers") || !key.contains('.') || key == "routes[].auth.role" {
+            continue;
+        }
+        let row = rows.iter().find(|(documented, _)| *documented == key);
+        let (_, cells) = row.unwrap_or_else(|| panic!("{key} has no row"));
+        let mut known = BTreeSet::new();
+        words(property, &schema, &mut known);
+        for word in known {
+            assert!(
+                cells.concat().contains(&format!("`{word}`")),
+                "{key}: {word}"
+            );
+        }
+        let default = match &property["default"] {
+            Value::Bool(flag) => flag.to_string(),
+            Value::Number(number) => number.to_string().trim_end_matches(".0").to_owned(),
+            Value::String(text) if !text.is_empty() => text.clone(),
+            Value::String(_) | Value::Null | Value::Array(_) | Value::Object(_) => continue,
+        };
+        let shown = cells.last().unwrap().replace('`', "");
+        let is_same = shown == default
+            || Period::parse(&shown).is_ok_and(|shown| Period::parse(&default) == Ok(shown));
+        // What is as of a sibling has no cells of its own.
+        assert!(
+            is_same || shown.is_empty() && cells[1].starts_with("as of"),
+            "{key}: {default}, not {shown}"
+        );
+        compared += 1;
+    }
+    assert!(compared > 80, "{compared}");
+}
+
 #[test]
 fn the_defaults_are_those_of_the_product() {
     let config = Config::load(None, &variables(&[])).unwrap().config;

@@ -12,6 +12,7 @@ mod routes;
 mod server;
 mod targets;
 mod tokens;
+mod tracing;
 mod usage;
 
 use std::collections::BTreeSet;
@@ -41,6 +42,7 @@ pub fn config(file: &File, cx: &mut Context) -> Option<Config> {
     let usage = usage::usage(&file.usage, cx);
     let metrics = metrics(file, cx);
     let logging = logging(file, cx);
+    let tracing = tracing::tracing(&file.tracing, cx);
     let routes = routes::routes(file, &tiers, cx);
     let limits = limits::limits(file, tiers.clone(), cx);
     let api = api::Settings {
@@ -62,6 +64,7 @@ pub fn config(file: &File, cx: &mut Context) -> Option<Config> {
         store,
         usage: usage?,
         logging,
+        tracing: tracing?,
         metrics,
         routes: routes?,
     })
@@ -293,10 +296,22 @@ fn metrics(file: &File, cx: &mut Context) -> Metrics {
 fn logging(file: &File, cx: &mut Context) -> telemetry::logging::Settings {
     let path = Path::from("logging.level");
     log_filter(&file.logging.level, &path, cx);
+    let at = Path::from("logging");
+    cx.share(&at.key("access_sample"), file.logging.access_sample);
+    cx.period(
+        &at.key("access_slow"),
+        file.logging.access_slow,
+        Period::ms(1),
+        Period::secs(3_600),
+    );
     telemetry::logging::Settings {
         level: file.logging.level.clone(),
         format: file.logging.format,
-        access: file.logging.access,
+        access: telemetry::logging::AccessLog {
+            enabled: file.logging.access,
+            sample: file.logging.access_sample,
+            slow: file.logging.access_slow.0,
+        },
     }
 }
 

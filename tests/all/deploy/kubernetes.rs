@@ -432,7 +432,8 @@ fn the_monitor_finds_the_metrics() {
     let config = super::image();
     for overlay in OVERLAYS {
         let objects = objects(overlay);
-        let monitor = of_kind(&objects, "ServiceMonitor")[0];
+        let monitors = of_kind(&objects, "ServiceMonitor");
+        let monitor = monitors.iter().find(|m| name(m) == "wasm-wizard").unwrap();
         let labels = monitor["spec"]["selector"]["matchLabels"]
             .as_object()
             .unwrap();
@@ -449,5 +450,62 @@ fn the_monitor_finds_the_metrics() {
         let ports = services[0]["spec"]["ports"].as_array().unwrap();
         assert!(ports.iter().any(|port| port["name"] == endpoint["port"]));
         assert_eq!(endpoint["path"], config.metrics.path.as_str());
+    }
+}
+
+/// The exporters are found under the jobs that the rules of `monitoring/` go by, and reach their databases.
+#[test]
+fn the_monitor_finds_the_exporters() {
+    let prometheus = std::fs::read_to_string(root().join("monitoring/prometheus/prometheus.yml"));
+    let prometheus: Value = serde_yaml::from_str(&prometheus.unwrap()).unwrap();
+    let scraped = prometheus["scrape_configs"].as_array().unwrap();
+    let compose = std::fs::read_to_string(root().join("docker-compose.production.yml")).unwrap();
+    for overlay in OVERLAYS {
+        let objects = objects(overlay);
+        let monitors = of_kind(&objects, "ServiceMonitor");
+        let monitor = monitors.iter().find(|m| name(m) == "databases").unwrap();
+        let label = monitor["spec"]["jobLabel"].as_str().unwrap();
+        let selector = &monitor["spec"]["selector"]["matchExpressions"][0];
+        assert_eq!(
+            (&selector["key"], &selector["operator"]),
+            (&label.into(), &"Exists".into())
+        );
+        let port = &monitor["spec"]["endpoints"][0]["port"];
+        let mut jobs = Vec::new();
+        for service in of_kind(&objects, "Service") {
+            let Some(job) = service["metadata"]["labels"][label].as_str() else {
+                continue;
+            };
+            jobs.push(job);
+            assert!(
+                scraped.iter().any(|config| config["job_name"] == job),
+                "{job}"
+            );
+            let exposed = &service["spec"]["ports"][0];
+            assert_eq!(exposed["name"], *port);
+            let target = format!("{}:{}", name(service), exposed["port"]);
+            assert!(prometheus.to_string().contains(&target), "{target}");
+            let policies = of_kind(&objects, "NetworkPolicy");
+            let policy = policies.iter().find(|policy| name(policy) == job).unwrap();
+            assert!(
+                policy["spec"]["ingress"]
+                    .to_string()
+                    .contains(name(service))
+            );
+        }
+        jobs.sort_unstable();
+        assert_eq!(jobs, ["postgres", "redis"]);
+        for (at, pod) in pods(&objects)
+            .iter()
+            .filter(|(at, _)| at.ends_with("-exporter"))
+        {
+            for container in containers(pod) {
+                let image = container["image"].as_str().unwrap();
+                assert!(
+                    compose.contains(&format!("image: {image}\n")),
+                    "{at}: {image}"
+                );
+            }
+        }
     }
 }
