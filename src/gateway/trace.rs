@@ -45,7 +45,7 @@ impl Gateway {
         trace.close();
         self.shared
             .tracer
-            .end(trace, || answer(session, ctx, status));
+            .end(*trace, || answer(session, ctx, status));
     }
 }
 

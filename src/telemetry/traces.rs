@@ -99,12 +99,12 @@ impl Tracer {
     }
 
     /// Takes the trace of a request that has ended.
-    pub fn end(&self, trace: Box<Trace>, answer: impl FnOnce() -> Answer) {
+    pub fn end(&self, trace: Trace, answer: impl FnOnce() -> Answer) {
         let Some(running) = self.0.as_ref().filter(|_| trace.is_sampled()) else {
             return;
         };
         let spans = trace.spans_count();
-        let ended = Message::Ended(Box::new((*trace, answer())));
+        let ended = Message::Ended(Box::new((trace, answer())));
         match running.queue.try_send(ended) {
             Ok(()) => {}
             // The thread ends with the process only.
@@ -244,7 +244,7 @@ mod tests {
         let before: f64 = dropped();
         for _ in 0..5 {
             let trace = tracer.begin(&HeaderMap::new(), false).unwrap();
-            tracer.end(trace, answer);
+            tracer.end(*trace, answer);
         }
         assert_eq!(dropped() - before, 3.0);
         // To stop does not wait where there is no room.
