@@ -30,6 +30,7 @@ use tokio::sync::watch;
 
 use super::client_address::is_trusted;
 use super::{Settings, Shared};
+use crate::sandbox::keep_pages_at_hand;
 use crate::telemetry::metrics::metrics;
 use crate::tls::Terminator;
 pub use caps::ClientCaps;
@@ -153,6 +154,7 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let mut open = self.caps.open()?;
+        keep_pages_at_hand();
         let mut tcp: Box<l4::stream::Stream> = stream.into_any().downcast().ok()?;
         let plan = self.shared.plan.load_full();
         let settings = &plan.settings;

@@ -229,7 +229,7 @@ impl Gateway {
             code: ctx.failure,
             guest,
             guest_us: usage.map(|u: Usage| u.wall.as_micros() as u64),
-            upstream: ctx.proxied.server(),
+            upstream: ctx.proxied.server_name(),
             error,
         };
         line.write(status >= 500);

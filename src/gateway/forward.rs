@@ -3,22 +3,25 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
-use pingora_core::Error;
+use pingora_core::{Error, ErrorType, OrErr};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::Ctx;
 use super::respond::is_tls;
 use crate::route::{Auth, HeaderEdits, Proxy};
+use crate::telemetry::access::address_text;
 use crate::upstream::Member;
 
-// Where a field is added its name is given as text: Pingora would copy a `HeaderName`'s.
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+/// Most fields that `Connection` may name.
+const NOMINATIONS_MAX: usize = 32;
 
 /// Meant for this gateway or its connection. (Pingora takes away the others of the kind.)
 const OURS: [HeaderName; 2] = [
@@ -26,7 +29,55 @@ const OURS: [HeaderName; 2] = [
     HeaderName::from_static("http2-settings"),
 ];
 
-/// Changes the request before it is sent: who asks, through whom, and without our credentials.
+/// The fields of a request, however they are held.
+pub(super) trait Fields {
+    fn map(&self) -> &HeaderMap;
+    /// In the place of all others of the name.
+    fn set(&mut self, name: &HeaderName, value: HeaderValue) -> Result<(), Box<Error>>;
+    /// Beside others of the name.
+    fn add(&mut self, name: &HeaderName, value: HeaderValue) -> Result<(), Box<Error>>;
+    fn take_away(&mut self, name: &HeaderName);
+}
+
+impl Fields for RequestHeader {
+    fn map(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    fn set(&mut self, name: &HeaderName, value: HeaderValue) -> Result<(), Box<Error>> {
+        self.insert_header(name.clone(), value)
+    }
+
+    fn add(&mut self, name: &HeaderName, value: HeaderValue) -> Result<(), Box<Error>> {
+        self.append_header(name.clone(), value).map(|_| ())
+    }
+
+    fn take_away(&mut self, name: &HeaderName) {
+        self.remove_header(name);
+    }
+}
+
+impl Fields for HeaderMap {
+    fn map(&self) -> &HeaderMap {
+        self
+    }
+
+    fn set(&mut self, name: &HeaderName, value: HeaderValue) -> Result<(), Box<Error>> {
+        self.insert(name, value);
+        Ok(())
+    }
+
+    fn add(&mut self, name: &HeaderName, value: HeaderValue) -> Result<(), Box<Error>> {
+        self.append(name, value);
+        Ok(())
+    }
+
+    fn take_away(&mut self, name: &HeaderName) {
+        self.remove(name);
+    }
+}
+
+/// Changes the request that Pingora sends.
 pub(super) fn edit_request(
     session: &Session,
     upstream: &mut RequestHeader,
@@ -35,39 +86,143 @@ pub(super) fn edit_request(
     edits: &HeaderEdits,
     member: Option<&Member>,
 ) -> Result<(), Box<Error>> {
+    set_target(upstream, ctx);
+    edit_fields(session, upstream, ctx, proxy, edits, member)
+}
+
+/// The fields of a request without a body, as an HTTP/1.1 upstream gets them.
+pub(super) fn request_fields(
+    session: &Session,
+    ctx: &Ctx,
+    proxy: &Proxy,
+    edits: &HeaderEdits,
+    member: &Member,
+) -> Result<HeaderMap, Box<Error>> {
+    let mut fields = HeaderMap::with_capacity(FIELDS_EXPECTED);
+    let given = &session.req_header().headers;
+    let kept = given.iter().filter(|(name, _)| !is_of_connection(name));
+    fields.extend(kept.map(|(name, value)| (name.clone(), value.clone())));
+    for name in protect(nominations(given)?)? {
+        fields.remove(&name);
+    }
+    if !fields.contains_key(header::HOST)
+        && let Some(authority) = session.req_header().uri.authority()
+    {
+        let host = HeaderValue::from_str(authority.as_str());
+        let host = host.or_err(ErrorType::InvalidHTTPHeader, "the authority");
+        fields.insert(header::HOST, host.map_err(Error::into_down)?);
+    }
+    edit_fields(session, &mut fields, ctx, proxy, edits, Some(member))?;
+    // An edit does not decide how the request is framed.
+    fields.remove(header::TRANSFER_ENCODING);
+    Ok(fields)
+}
+
+/// About as many fields as a request has when it leaves.
+const FIELDS_EXPECTED: usize = 24;
+
+/// What is meant for one connection (RFC 9110 section 7.6.1), or for a body that there is not.
+fn is_of_connection(name: &HeaderName) -> bool {
+    [
+        header::CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        header::PROXY_AUTHENTICATE,
+        header::TE,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::EXPECT,
+    ]
+    .contains(name)
+}
+
+/// What `Connection` names. What is not a name is refused, and so are too many: a gateway before this one
+/// may read them differently.
+fn nominations(fields: &HeaderMap) -> Result<Vec<HeaderName>, Box<Error>> {
+    let refused = |why| Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_down());
+    let mut names = Vec::new();
+    for line in fields.get_all(header::CONNECTION) {
+        for token in line.as_bytes().split(|byte| *byte == b',') {
+            let token = token.trim_ascii();
+            if token.is_empty()
+                || token.eq_ignore_ascii_case(b"keep-alive")
+                || token.eq_ignore_ascii_case(b"close")
+            {
+                continue;
+            }
+            let is_token =
+                |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+            match HeaderName::from_bytes(token) {
+                Ok(name) if token.iter().all(is_token) => names.push(name),
+                Ok(_) | Err(_) => return refused("Connection names something that is no field"),
+            }
+            if names.len() > NOMINATIONS_MAX {
+                return refused("Connection names too many fields");
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// Some fields a client can't have taken away by naming them.
+fn protect(names: Vec<HeaderName>) -> Result<Vec<HeaderName>, Box<Error>> {
+    let is_protected = |name: &HeaderName| {
+        *name == header::HOST
+            || [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(name)
+    };
+    if names.iter().any(is_protected) {
+        let why = "Connection names a field that is protected";
+        return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_down());
+    }
+    Ok(names)
+}
+
+/// Changes the fields before they are sent: who asks, through whom, and without our credentials.
+fn edit_fields(
+    session: &Session,
+    upstream: &mut impl Fields,
+    ctx: &Ctx,
+    proxy: &Proxy,
+    edits: &HeaderEdits,
+    member: Option<&Member>,
+) -> Result<(), Box<Error>> {
     let client_host = client_host(session);
     remove_lookalikes(upstream, edits);
     for name in &OURS {
-        upstream.remove_header(name);
+        upstream.take_away(name);
     }
-    set_target(upstream, ctx);
     join_cookies(upstream)?;
     match (member, &client_host) {
         (_, Some(host)) if proxy.upstreams.preserve_host => {
             // Mostly it is there already, as the client wrote it.
-            if upstream.headers.get(header::HOST) != Some(host) {
-                upstream.insert_header(header::HOST, host.clone())?;
+            if upstream.map().get(header::HOST) != Some(host) {
+                upstream.set(&header::HOST, host.clone())?;
             }
         }
-        (Some(member), _) => upstream.insert_header(header::HOST, member.authority().clone())?,
+        (Some(member), _) => upstream.set(&header::HOST, member.authority().clone())?,
         (None, _) => {}
     }
     say_who_asks(session, upstream, ctx, proxy, client_host)?;
-    upstream.insert_header("X-Request-Id", ctx.request_id.as_str())?;
+    upstream.set(&X_REQUEST_ID, value(ctx.request_id.clone())?)?;
     if ctx.route().is_some_and(|r| !matches!(r.auth, Auth::None)) {
-        upstream.remove_header(&header::AUTHORIZATION);
-        upstream.remove_header(&X_API_KEY);
+        upstream.take_away(&header::AUTHORIZATION);
+        upstream.take_away(&X_API_KEY);
     }
     for name in &edits.request_remove {
-        upstream.remove_header(name);
+        upstream.take_away(name);
     }
     for (name, value) in &edits.request_set {
-        upstream.insert_header(name.clone(), value.clone())?;
+        upstream.set(name, value.clone())?;
     }
     for (name, value) in &edits.request_add {
-        upstream.append_header(name.clone(), value.clone())?;
+        upstream.add(name, value.clone())?;
     }
     Ok(())
+}
+
+fn value(text: String) -> Result<HeaderValue, Box<Error>> {
+    HeaderValue::try_from(text).or_err(ErrorType::InvalidHTTPHeader, "a field of the request")
 }
 
 /// The host that the client asked for, as it wrote it.
@@ -93,7 +248,7 @@ fn set_target(upstream: &mut RequestHeader, ctx: &Ctx) {
 /// To CGI and what follows its naming, `X_Forwarded_For` is `X-Forwarded-For`, and so is
 /// `X.Forwarded.For` to some. So such a header is dropped where its name would else pass for one that
 /// the gateway vouches for.
-fn remove_lookalikes(upstream: &mut RequestHeader, edits: &HeaderEdits) {
+fn remove_lookalikes(upstream: &mut impl Fields, edits: &HeaderEdits) {
     let is_ours = |name: &str| {
         name.starts_with("x-forwarded-")
             || matches!(
@@ -113,7 +268,7 @@ fn remove_lookalikes(upstream: &mut RequestHeader, edits: &HeaderEdits) {
             || edits.request_remove.iter().any(|n| n == name)
             || edits.request_set.iter().any(|(n, _)| n == name)
     };
-    let names = upstream.headers.keys();
+    let names = upstream.map().keys();
     let lookalikes: Vec<HeaderName> = names
         .filter(|name| {
             // Nearly all names are of letters and hyphens, and read as they are.
@@ -129,7 +284,7 @@ fn remove_lookalikes(upstream: &mut RequestHeader, edits: &HeaderEdits) {
         .cloned()
         .collect();
     for name in lookalikes {
-        upstream.remove_header(&name);
+        upstream.take_away(&name);
     }
 }
 
@@ -137,7 +292,7 @@ fn remove_lookalikes(upstream: &mut RequestHeader, edits: &HeaderEdits) {
 /// can't claim an address.
 fn say_who_asks(
     session: &Session,
-    upstream: &mut RequestHeader,
+    upstream: &mut impl Fields,
     ctx: &Ctx,
     proxy: &Proxy,
     host: Option<HeaderValue>,
@@ -153,49 +308,49 @@ fn say_who_asks(
     };
     match ctx.peer {
         Some(peer) if proxy.forwarded.x => {
-            let own = chain(before(&X_FORWARDED_FOR), peer.to_string());
-            upstream.insert_header("X-Forwarded-For", own)?;
+            let own = chain(before(&X_FORWARDED_FOR), address_text(peer));
+            upstream.set(&X_FORWARDED_FOR, value(own)?)?;
         }
         Some(_) | None => {
-            upstream.remove_header(&X_FORWARDED_FOR);
+            upstream.take_away(&X_FORWARDED_FOR);
         }
     }
     match (ctx.peer, host.as_ref()) {
         (Some(peer), host) if proxy.forwarded.standard => {
             let own = chain(before(&header::FORWARDED), forwarded(peer, scheme, host));
-            upstream.insert_header("Forwarded", own)?;
+            upstream.set(&header::FORWARDED, value(own)?)?;
         }
         (Some(_) | None, _) => {
-            upstream.remove_header(&header::FORWARDED);
+            upstream.take_away(&header::FORWARDED);
         }
     }
     if !proxy.forwarded.x {
-        upstream.remove_header(&X_FORWARDED_PROTO);
-        upstream.remove_header(&X_FORWARDED_HOST);
+        upstream.take_away(&X_FORWARDED_PROTO);
+        upstream.take_away(&X_FORWARDED_HOST);
         return Ok(());
     }
     // What a trusted proxy says is what the client asked that one for.
-    if !upstream.headers.contains_key(X_FORWARDED_PROTO) {
-        upstream.insert_header("X-Forwarded-Proto", HeaderValue::from_static(scheme))?;
+    if !upstream.map().contains_key(X_FORWARDED_PROTO) {
+        upstream.set(&X_FORWARDED_PROTO, HeaderValue::from_static(scheme))?;
     }
     if let Some(host) = host
-        && !upstream.headers.contains_key(X_FORWARDED_HOST)
+        && !upstream.map().contains_key(X_FORWARDED_HOST)
     {
-        upstream.insert_header("X-Forwarded-Host", host)?;
+        upstream.set(&X_FORWARDED_HOST, host)?;
     }
     Ok(())
 }
 
 /// What upstreams believe about the client, and only a trusted proxy may have said.
-fn remove_claims(upstream: &mut RequestHeader) {
+fn remove_claims(upstream: &mut impl Fields) {
     let is_claim = |name: &str| name.starts_with("x-forwarded-") || name == "x-real-ip";
-    let names = upstream.headers.keys();
+    let names = upstream.map().keys();
     let claims: Vec<HeaderName> = names
         .filter(|name| is_claim(name.as_str()))
         .cloned()
         .collect();
     for name in claims {
-        upstream.remove_header(&name);
+        upstream.take_away(&name);
     }
 }
 
@@ -222,15 +377,15 @@ fn joined(session: &Session, name: &HeaderName) -> Option<String> {
 }
 
 /// HTTP/2 clients may send cookies one by one; HTTP/1 has one field (RFC 9113 section 8.2.3).
-fn join_cookies(upstream: &mut RequestHeader) -> Result<(), Box<Error>> {
-    let mut lines = upstream.headers.get_all(header::COOKIE).iter();
+fn join_cookies(upstream: &mut impl Fields) -> Result<(), Box<Error>> {
+    let mut lines = upstream.map().get_all(header::COOKIE).iter();
     let (Some(_), Some(_)) = (lines.next(), lines.next()) else {
         return Ok(());
     };
-    let crumbs = upstream.headers.get_all(header::COOKIE).iter();
+    let crumbs = upstream.map().get_all(header::COOKIE).iter();
     let crumbs: Vec<&[u8]> = crumbs.map(HeaderValue::as_bytes).collect();
     if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
-        upstream.insert_header(header::COOKIE, joined)?;
+        upstream.set(&header::COOKIE, joined)?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ pub mod connection;
 mod context;
 mod control;
 mod cors;
+mod exchange;
 mod execute;
 mod feed;
 mod find;
@@ -35,7 +36,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
 use pingora_core::modules::http::HttpModules;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
@@ -112,6 +113,9 @@ enum Next {
 
 impl Gateway {
     /// Finds out what the request wants and answers it, unless an upstream will.
+    ///
+    /// What is not the commonest is boxed, here and below: a future is as large as the largest of what it
+    /// may wait for, and is copied when it begins.
     async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Next, Stop> {
         request::check_head(session.req_header(), &ctx.plan.settings.bounds)?;
         let access = ctx.plan.settings.listener_access.get(self.listener);
@@ -126,33 +130,33 @@ impl Gateway {
             if head.method != Method::OPTIONS {
                 return Err(Failure::bad_request("the request target must be a path").into());
             }
-            self.options(session, ctx, request::METHODS).await?;
+            Box::pin(self.options(session, ctx, request::METHODS)).await?;
             return Ok(Next::Answered);
         }
         match self.wanted(head.uri.path(), &ctx.plan.settings)? {
             Wanted::Health(probe) => {
                 ctx.handled_by = HandledBy::Health;
-                self.health(session, ctx, probe).await?;
+                Box::pin(self.health(session, ctx, probe)).await?;
             }
             Wanted::Metrics => {
                 ctx.handled_by = HandledBy::Metrics;
-                self.metrics_page(session, ctx).await?;
+                Box::pin(self.metrics_page(session, ctx)).await?;
             }
             Wanted::Challenge(token) => {
                 ctx.handled_by = HandledBy::Challenge;
-                self.challenge(session, ctx, token).await?;
+                Box::pin(self.challenge(session, ctx, token)).await?;
             }
             Wanted::Redirect { https_port } => {
                 ctx.handled_by = HandledBy::Redirect;
-                self.redirect_to_https(session, ctx, https_port).await?;
+                Box::pin(self.redirect_to_https(session, ctx, https_port)).await?;
             }
             Wanted::Api => {
                 ctx.handled_by = HandledBy::Api;
-                self.control_plane(session, ctx).await?;
+                Box::pin(self.control_plane(session, ctx)).await?;
             }
             Wanted::Jwks => {
                 ctx.handled_by = HandledBy::Jwks;
-                self.jwks(session, ctx).await?;
+                Box::pin(self.jwks(session, ctx)).await?;
             }
             Wanted::Route => return self.serve(session, ctx).await,
             Wanted::Nothing => return Err(not_found().into()),
@@ -197,11 +201,11 @@ impl Gateway {
             Asked::Route(index) => index,
             Asked::Preflight(index) => {
                 ctx.handled_by = HandledBy::Route { index };
-                self.preflight(session, ctx).await?;
+                Box::pin(self.preflight(session, ctx)).await?;
                 return Ok(Next::Answered);
             }
             Asked::Options { allow } => {
-                self.options(session, ctx, &allow).await?;
+                Box::pin(self.options(session, ctx, &allow)).await?;
                 return Ok(Next::Answered);
             }
         };
@@ -222,16 +226,26 @@ impl Gateway {
                     module: Arc::clone(module),
                     files: files.clone(),
                 };
-                self.execute(session, ctx, &route.limits, program).await?;
+                Box::pin(self.execute(session, ctx, &route.limits, program)).await?;
             }
-            (Target::Proxy(proxy), Service::Upstreams(_)) => {
+            (Target::Proxy(proxy), Service::Upstreams(group)) => {
                 self.prepare_proxy(session, ctx, proxy)?;
                 let limit = BodyLimit::of_route(&plan.settings, &route.limits);
                 limit.check_announced(session)?;
                 proxy::await_body(session, ctx, limit);
-                return Ok(Next::Upstream);
+                if !exchange::carries(proxy, ctx) {
+                    return Ok(Next::Upstream);
+                }
+                let of = exchange::Of {
+                    group,
+                    proxy,
+                    edits: &route.headers,
+                };
+                self.exchange(session, ctx, of).await?;
             }
-            (Target::Redirect(redirect), _) => self.redirect(session, ctx, redirect).await?,
+            (Target::Redirect(redirect), _) => {
+                Box::pin(self.redirect(session, ctx, redirect)).await?
+            }
             (Target::Respond(respond), _) => self.respond(session, ctx, respond).await?,
             (Target::Execute(_) | Target::Proxy(_), _) => return Err(Failure::internal().into()),
         }
@@ -361,7 +375,7 @@ impl ProxyHttp for Gateway {
                     // What follows on this connection can't be trusted to begin with a request.
                     session.set_keepalive(None);
                 }
-                self.send_failure(session, ctx, &failure).await?;
+                Box::pin(self.send_failure(session, ctx, &failure)).await?;
                 body::linger(session, DRAIN_TIMEOUT).await;
                 Ok(true)
             }
@@ -431,7 +445,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        self.not_connected(peer, ctx, &mut error);
+        self.not_connected(peer.address().as_inet().copied(), ctx, &mut error);
         error
     }
 
@@ -491,27 +505,7 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora_core::Result<()> {
-        if response.status == StatusCode::SWITCHING_PROTOCOLS {
-            connection::mark_switched();
-        } else if response.status.is_informational() {
-            return Ok(());
-        }
-        self.finish_head(session, ctx, response)?;
-        let length = response.headers.get(header::CONTENT_LENGTH);
-        let length = length.and_then(|l| l.to_str().ok()?.parse().ok());
-        let encoder = compress::begin(session, ctx, response, length)?;
-        if encoder.is_some() {
-            response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-        }
-        compress::pass_through(session, encoder);
-        if session.req_header().version == Version::HTTP_10
-            && !response.headers.contains_key(header::CONTENT_LENGTH)
-        {
-            // It knows no chunks (RFC 9112 section 6.1): the body ends with the connection.
-            response.remove_header(&header::TRANSFER_ENCODING);
-            session.set_keepalive(None);
-        }
-        Ok(())
+        self.finish_passed(session, ctx, response)
     }
 
     fn response_body_filter(

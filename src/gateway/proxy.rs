@@ -1,12 +1,13 @@
 //! `proxy` targets: which upstream, and what becomes of a try that fails.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, StatusCode, header};
-use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy, Peer};
+use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -65,13 +66,18 @@ impl Proxied {
         }
     }
 
+    /// Whether all of the request's body has come.
+    pub fn body_ended(&self) -> bool {
+        self.body_ended
+    }
+
     pub fn lease(&self) -> Option<&Lease> {
         self.lease.as_ref()
     }
 
     /// The upstream of the latest try.
-    pub fn server(&self) -> Option<&crate::upstream::Server> {
-        self.lease.as_ref().map(Lease::server)
+    pub fn server_name(&self) -> Option<&str> {
+        self.lease.as_ref().map(|lease| lease.state().name())
     }
 }
 
@@ -100,13 +106,36 @@ impl Gateway {
         )
     }
 
-    /// The next upstream to try.
+    /// The next upstream to try, for Pingora.
     pub(super) async fn peer(
         &self,
         group: &Group,
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> Result<Box<HttpPeer>, Box<Error>> {
+        let address = self.choose(group, session, ctx).await?;
+        let member = ctx.proxied.lease.as_ref();
+        let Some(member) = member.and_then(|lease| group.member(lease)) else {
+            return Err(not_of_group());
+        };
+        let mut peer = member.peer(address);
+        if ctx.proxied.websocket
+            && let Some(times) = proxy(ctx).and_then(|proxy| proxy.websocket)
+        {
+            let stopped = self.leash(ctx).and_then(Leash::watch);
+            ctx.proxied.turn = Some(websocket::tether(&mut peer, times, stopped));
+            peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
+        }
+        Ok(Box::new(peer))
+    }
+
+    /// Takes a place at the next upstream to try; gives its address.
+    pub(super) async fn choose(
+        &self,
+        group: &Group,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> Result<SocketAddr, Box<Error>> {
         self.check_leash(ctx)?;
         // The place of the try before is free from here on.
         ctx.proxied.lease = None;
@@ -125,23 +154,19 @@ impl Gateway {
                 return Error::e_explain(ErrorType::HTTPStatus(503), "no upstream is available");
             }
         };
-        let Some(member) = group.member(&lease) else {
-            return Error::e_explain(
-                ErrorType::InternalError,
-                "the upstream is not of this group",
-            );
-        };
-        let settings = group.settings();
         let address = match lease.state().literal() {
             Some(address) => Ok(address),
             None => {
                 let found = lease.state().resolve();
-                let found = tokio::time::timeout(settings.connect_timeout, found).await;
+                let found = tokio::time::timeout(group.settings().connect_timeout, found).await;
                 found.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
             }
         };
-        let address = match address {
-            Ok(address) => address,
+        match address {
+            Ok(address) => {
+                ctx.proxied.lease = Some(lease);
+                Ok(address)
+            }
             Err(error) => {
                 // A name without an address counts as a connection that failed.
                 group.failed(&mut lease, Failed::Connecting);
@@ -153,23 +178,18 @@ impl Gateway {
                 error.set_retry(group.has_alternative(&tries, &lease) && group.may_retry(&tries));
                 error.as_up();
                 ctx.proxied.lease = Some(lease);
-                return Err(error);
+                Err(error)
             }
-        };
-        let mut peer = member.peer(address);
-        if ctx.proxied.websocket
-            && let Some(times) = proxy(ctx).and_then(|proxy| proxy.websocket)
-        {
-            let stopped = self.leash(ctx).and_then(Leash::watch);
-            ctx.proxied.turn = Some(websocket::tether(&mut peer, times, stopped));
-            peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::standard();
         }
-        ctx.proxied.lease = Some(lease);
-        Ok(Box::new(peer))
     }
 
     /// There is no connection. Nothing was sent yet, so any method may be tried again elsewhere.
-    pub(super) fn not_connected(&self, peer: &HttpPeer, ctx: &mut Ctx, error: &mut Error) {
+    pub(super) fn not_connected(
+        &self,
+        address: Option<SocketAddr>,
+        ctx: &mut Ctx,
+        error: &mut Error,
+    ) {
         let group = ctx.route_index().and_then(|index| ctx.plan.group(index));
         let (Some(group), Some(tries), Some(lease)) =
             (group, ctx.proxied.tries, &mut ctx.proxied.lease)
@@ -177,8 +197,8 @@ impl Gateway {
             error.set_retry(false);
             return;
         };
-        if let Some(address) = peer.address().as_inet() {
-            lease.state().connect_failed(*address);
+        if let Some(address) = address {
+            lease.state().connect_failed(address);
         }
         group.failed(lease, Failed::Connecting);
         // An HTTP/2 connection that was open already may turn out to be at its end only now.
@@ -362,11 +382,21 @@ async fn acquire(
     if let Some(acquired) = acquiring.as_mut().now_or_never() {
         return Ok(acquired);
     }
-    tokio::select! {
-        biased;
-        acquired = acquiring => Ok(acquired),
-        error = body::left(session) => Err(error.into_down()),
-    }
+    let waiting = async {
+        tokio::select! {
+            biased;
+            acquired = acquiring => Ok(acquired),
+            error = body::left(session) => Err(error.into_down()),
+        }
+    };
+    Box::pin(waiting).await
+}
+
+pub(super) fn not_of_group() -> Box<Error> {
+    Error::explain(
+        ErrorType::InternalError,
+        "the upstream is not of this group",
+    )
 }
 
 fn begin(group: &Group, session: &Session, ctx: &Ctx) -> Tries {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::header::Entry;
 use http::response::Parts as RespParts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::{Error, ErrorType, OrErr};
 use pingora_http::ResponseHeader;
@@ -11,7 +11,7 @@ use pingora_proxy::Session;
 use serde_json::{Map, Value, json};
 
 use super::compress::{self, Encoder};
-use super::connection::{Facts, Refusal};
+use super::connection::{self, Facts, Refusal};
 use super::{Ctx, Gateway, Shared, cors, request};
 use crate::failure::{Failure, code};
 use crate::limits;
@@ -101,6 +101,36 @@ impl Gateway {
         let head = failure_head(failure)?;
         let body = failure_body(failure, &ctx.request_id, more);
         self.send(session, ctx, head, body).await
+    }
+
+    /// Finishes the head of an upstream's answer: as every other, and compressed where that is wanted.
+    pub(super) fn finish_passed(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        response: &mut ResponseHeader,
+    ) -> Result<(), Box<Error>> {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            connection::mark_switched();
+        } else if response.status.is_informational() {
+            return Ok(());
+        }
+        self.finish_head(session, ctx, response)?;
+        let length = response.headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|l| l.to_str().ok()?.parse().ok());
+        let encoder = compress::begin(session, ctx, response, length)?;
+        if encoder.is_some() {
+            response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+        }
+        compress::pass_through(session, encoder);
+        if session.req_header().version == Version::HTTP_10
+            && !response.headers.contains_key(header::CONTENT_LENGTH)
+        {
+            // It knows no chunks (RFC 9112 section 6.1): the body ends with the connection.
+            response.remove_header(&header::TRANSFER_ENCODING);
+            session.set_keepalive(None);
+        }
+        Ok(())
     }
 
     /// Adds what every response carries: the id, the rate limit's state, security headers, and last

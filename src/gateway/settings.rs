@@ -77,6 +77,8 @@ pub struct Bounds {
     pub headers_max: usize,
     pub uri_bytes_max: usize,
     pub h2_streams_max: u32,
+    /// Idle connections to upstreams that each thread of a listener keeps.
+    pub upstream_idle_per_thread: usize,
 }
 
 #[cfg(test)]
@@ -137,6 +139,7 @@ impl Bounds {
             headers_max: usize::MAX,
             uri_bytes_max: usize::MAX,
             h2_streams_max: u32::MAX,
+            upstream_idle_per_thread: usize::MAX,
         }
     }
 }

@@ -4,11 +4,11 @@
 
 use std::time::Instant;
 
-use http::header;
-use pingora_http::RequestHeader;
+use http::{HeaderName, HeaderValue, header};
 use pingora_proxy::Session;
 
 use super::context::HandledBy;
+use super::forward::Fields;
 use super::respond::is_tls;
 use super::{Ctx, Gateway};
 use crate::sandbox::Usage;
@@ -38,7 +38,7 @@ impl Gateway {
         };
         let written = session.response_written();
         let status = written.map_or(0, |head| head.status.as_u16());
-        let server = ctx.proxied.server().map(ToString::to_string);
+        let server = ctx.proxied.server_name().map(str::to_owned);
         trace.end_upstream(status >= 500 || status == 0, || {
             upstream_attributes(server.unwrap_or_default(), status)
         });
@@ -80,24 +80,26 @@ impl Ctx {
 
 /// Tells the upstream that is asked now of the span that asks it, unless the route takes that away.
 #[inline]
-pub(super) fn say_upstream(upstream: &mut RequestHeader, ctx: &Ctx) {
+pub(super) fn say_upstream(upstream: &mut impl Fields, ctx: &Ctx) {
     if let Some(trace) = &ctx.trace
-        && upstream.headers.contains_key(TRACEPARENT)
+        && upstream.map().contains_key(TRACEPARENT)
     {
         say(trace, upstream);
     }
 }
 
-fn say(trace: &Trace, head: &mut RequestHeader) {
-    // Neither name nor value can be one that HTTP does not allow.
-    let _ = head.insert_header(TRACEPARENT, trace.traceparent());
+fn say(trace: &Trace, head: &mut impl Fields) {
+    const PARENT: HeaderName = HeaderName::from_static(TRACEPARENT);
+    const STATE: HeaderName = HeaderName::from_static(TRACESTATE);
+    if let Ok(parent) = HeaderValue::try_from(trace.traceparent()) {
+        // Neither name nor value can be one that HTTP does not allow.
+        let _ = head.set(&PARENT, parent);
+    }
     match trace.state() {
         Some(state) => {
-            let _ = head.insert_header(TRACESTATE, state.clone());
+            let _ = head.set(&STATE, state.clone());
         }
-        None => {
-            head.remove_header(TRACESTATE);
-        }
+        None => head.take_away(&STATE),
     }
 }
 

@@ -13,7 +13,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use mimalloc::MiMalloc;
+use libmimalloc_sys as mimalloc;
 
 /// The variable that makes a process take the C library's allocator.
 pub(super) const PLAIN: &CStr = c"WASM_WIZARD_PLAIN_ALLOCATOR";
@@ -41,16 +41,26 @@ fn is_system() -> bool {
     }
 }
 
+/// Whether a block of this layout is aligned enough without saying so: mimalloc aligns blocks of 16 bytes
+/// and more to 16 (`MI_MAX_ALIGN_SIZE`), and smaller ones, which are of 8 bytes, to those. Where an alignment
+/// is asked for, it takes longer ways, and for most blocks over 1 KiB larger blocks.
+fn is_aligned_anyway(layout: Layout) -> bool {
+    layout.align() <= 16 && layout.align() <= layout.size()
+}
+
 // SAFETY: each call is passed on as it is, and all of a process to the same allocator, so that what one
-// has given is given back to that one.
+// has given is given back to that one. mimalloc's `free` and `realloc` take blocks of any of its calls; what
+// `realloc_aligned` gives is aligned as asked.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are those that are asked for. So below.
         unsafe {
             if is_system() {
                 System.alloc(layout)
+            } else if is_aligned_anyway(layout) {
+                mimalloc::mi_malloc(layout.size()).cast()
             } else {
-                MiMalloc.alloc(layout)
+                mimalloc::mi_malloc_aligned(layout.size(), layout.align()).cast()
             }
         }
     }
@@ -60,8 +70,10 @@ unsafe impl GlobalAlloc for Allocator {
         unsafe {
             if is_system() {
                 System.alloc_zeroed(layout)
+            } else if is_aligned_anyway(layout) {
+                mimalloc::mi_zalloc(layout.size()).cast()
             } else {
-                MiMalloc.alloc_zeroed(layout)
+                mimalloc::mi_zalloc_aligned(layout.size(), layout.align()).cast()
             }
         }
     }
@@ -72,7 +84,7 @@ unsafe impl GlobalAlloc for Allocator {
             if is_system() {
                 System.dealloc(block, layout);
             } else {
-                MiMalloc.dealloc(block, layout);
+                mimalloc::mi_free(block.cast());
             }
         }
     }
@@ -83,10 +95,36 @@ unsafe impl GlobalAlloc for Allocator {
             if is_system() {
                 System.realloc(block, layout, bytes)
             } else {
-                MiMalloc.realloc(block, layout, bytes)
+                mimalloc::mi_realloc_aligned(block.cast(), bytes, layout.align()).cast()
             }
         }
     }
+}
+
+/// Sizes of blocks that a request takes for a moment, in bytes: mimalloc's classes between these bounds.
+const MOMENTARY_FROM: usize = 1024;
+const MOMENTARY_TO: usize = 16 * 1024;
+
+/// Has the calling thread keep the memory of momentary blocks at hand.
+///
+/// mimalloc gives a page of blocks back once none of them is in use, and fetches one for the next. A thread
+/// that serves one request at a time has nearly all its larger blocks free between two of them, and would
+/// do so for each of the sizes, request by request. One block of each keeps the pages.
+pub fn keep_pages_at_hand() {
+    thread_local! {
+        static KEPT: Vec<Vec<u8>> = momentary_sizes().map(Vec::with_capacity).collect();
+    }
+    // At the thread's end there is nothing to keep.
+    let _ = KEPT.try_with(|kept| std::hint::black_box(kept.len()));
+}
+
+/// Four in each doubling.
+fn momentary_sizes() -> impl Iterator<Item = usize> {
+    let doublings = std::iter::successors(Some(MOMENTARY_FROM), |size| Some(size * 2));
+    let doublings = doublings.take_while(|size| *size < MOMENTARY_TO);
+    doublings
+        .flat_map(|size| (0..4).map(move |quarter| size + size / 4 * quarter))
+        .chain([MOMENTARY_TO])
 }
 
 /// Blocks of this size, in bytes, and more are mapped one by one, and unmapped when they are freed.
@@ -166,4 +204,64 @@ fn fill_heap() {
     }
     // Freed, it stays with the heap.
     drop(std::hint::black_box(block));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tests' own allocator is another one, so this one's blocks are taken by hand.
+    #[test]
+    fn blocks_are_aligned_and_keep_what_is_in_them() {
+        for align in [1, 2, 4, 8, 16, 32, 64, 4096] {
+            for size in [
+                1,
+                2,
+                4,
+                7,
+                8,
+                9,
+                15,
+                16,
+                17,
+                24,
+                100,
+                1000,
+                1500,
+                5000,
+                40_000,
+                2 << 20,
+            ] {
+                let layout = Layout::from_size_align(size, align).unwrap();
+                let larger = Layout::from_size_align(size * 3, align).unwrap();
+                // SAFETY: layouts are not empty, and each block is given back with its own; what is read and
+                // written is within it.
+                unsafe {
+                    let zeroed = Allocator.alloc_zeroed(layout);
+                    assert!(is_aligned(zeroed, align), "{layout:?}");
+                    assert!((0..size).all(|at| *zeroed.add(at) == 0));
+                    let block = Allocator.alloc(layout);
+                    assert!(is_aligned(block, align), "{layout:?}");
+                    block.write_bytes(7, size);
+                    let block = Allocator.realloc(block, layout, larger.size());
+                    assert!(is_aligned(block, align), "{layout:?}");
+                    assert!((0..size).all(|at| *block.add(at) == 7));
+                    Allocator.dealloc(block, larger);
+                    Allocator.dealloc(zeroed, layout);
+                }
+            }
+        }
+    }
+
+    fn is_aligned(block: *mut u8, align: usize) -> bool {
+        !block.is_null() && block.addr().is_multiple_of(align)
+    }
+
+    #[test]
+    fn momentary_blocks_have_four_sizes_in_each_doubling() {
+        let sizes: Vec<usize> = momentary_sizes().collect();
+        assert_eq!(sizes[..6], [1024, 1280, 1536, 1792, 2048, 2560]);
+        assert_eq!(sizes.last(), Some(&MOMENTARY_TO));
+        keep_pages_at_hand();
+    }
 }

@@ -56,7 +56,7 @@ use self::warm::WarmPool;
 use crate::telemetry::metrics::metrics;
 use crate::telemetry::modules::ModulePlace;
 
-pub use allocator::{Allocator, give_back_large_blocks};
+pub use allocator::{Allocator, give_back_large_blocks, keep_pages_at_hand};
 pub use artifacts::ArtifactKey;
 pub use engine::Prepared;
 pub use executor::ShareKey;

@@ -24,9 +24,9 @@ static JSON: OnceLock<Lines> = OnceLock::new();
 
 /// What the line of a request says, besides when.
 #[derive(Serialize)]
-pub struct RequestLine<'a, U: Display, E: Display> {
+pub struct RequestLine<'a, E: Display> {
     pub request_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_address")]
     pub client: Option<IpAddr>,
     pub method: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,8 +46,8 @@ pub struct RequestLine<'a, U: Display, E: Display> {
     pub guest: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guest_us: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
-    pub upstream: Option<U>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub error: Option<E>,
 }
@@ -58,7 +58,7 @@ pub(super) fn write_json_to(lines: Lines) {
     let _ = JSON.set(lines);
 }
 
-impl<U: Display, E: Display> RequestLine<'_, U, E> {
+impl<E: Display> RequestLine<'_, E> {
     /// Writes the line, where the log's filter lets it pass.
     pub fn write(&self, is_warning: bool) {
         let passes = if is_warning {
@@ -126,7 +126,7 @@ impl<U: Display, E: Display> RequestLine<'_, U, E> {
                     code = self.code,
                     guest = self.guest,
                     guest_us = self.guest_us,
-                    upstream = self.upstream.as_ref().map(tracing::field::display),
+                    upstream = self.upstream,
                     error = self.error.as_ref().map(tracing::field::display),
                     "request"
                 )
@@ -138,6 +138,35 @@ impl<U: Display, E: Display> RequestLine<'_, U, E> {
             event!(Level::INFO);
         }
     }
+}
+
+fn as_address<S: Serializer>(value: &Option<IpAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(address) => serializer.serialize_str(&address_text(*address)),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// An address as text: what `Display` writes, which takes several times as long for IPv4.
+pub fn address_text(address: IpAddr) -> String {
+    let IpAddr::V4(v4) = address else {
+        return address.to_string();
+    };
+    let mut text = String::with_capacity("255.255.255.255".len());
+    for (place, octet) in v4.octets().into_iter().enumerate() {
+        if place > 0 {
+            text.push('.');
+        }
+        let digit = |digit: u8| char::from(b'0' + digit);
+        if octet >= 100 {
+            text.push(digit(octet / 100));
+        }
+        if octet >= 10 {
+            text.push(digit(octet / 10 % 10));
+        }
+        text.push(digit(octet % 10));
+    }
+    text
 }
 
 fn as_text<T: Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -178,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    fn line() -> RequestLine<'static, &'static str, &'static str> {
+    fn line() -> RequestLine<'static, &'static str> {
         RequestLine {
             request_id: "id-1",
             client: Some([192, 0, 2, 1].into()),
@@ -222,6 +251,16 @@ mod tests {
             })
         );
         assert!(rendered(at, true).contains("\"level\":\"WARN\""));
+    }
+
+    #[test]
+    fn addresses_are_written_as_ever() {
+        for octet in 0..=255 {
+            let address = IpAddr::from([octet, 255 - octet, octet / 3, 7]);
+            assert_eq!(address_text(address), address.to_string());
+        }
+        let v6 = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(address_text(v6), "2001:db8::1");
     }
 
     #[test]

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
 
 use super::breaker::Pass;
 use super::budget::Budget;
 use super::member::{Lease, Refused, State};
 use super::peer::{self, PeerError};
 use super::registry::Registry;
-use super::{Balance, Settings, Weighted, balance};
+use super::{Balance, Settings, Weighted, balance, http1};
 
 /// The upstreams of one route, at run time.
 pub struct Group {
@@ -33,6 +33,8 @@ pub struct Member {
     seed: u64,
     /// What is connected to, but for the address.
     peer: HttpPeer,
+    /// Tells its connections from those that were made under other rules.
+    connection_key: u64,
     /// The server's own name, as a `Host` field has it.
     authority: HeaderValue,
 }
@@ -96,12 +98,16 @@ impl Group {
                 state: registry.state(server, &settings, &peer),
                 weight: (*weight).max(1),
                 seed: balance::hash(server.to_string().as_bytes()),
+                connection_key: peer.reuse_hash(),
                 peer,
                 authority: authority.map_err(|_| GroupError::Servers)?,
             });
         }
         if members.is_empty() || members.len() > super::SERVERS_MAX {
             return Err(GroupError::Servers);
+        }
+        if members.iter().any(|member| member.state.server().tls) {
+            http1::prepare_tls();
         }
         let weights: Vec<u32> = members.iter().map(|member| member.weight).collect();
         let retries = &settings.retries;
@@ -153,7 +159,7 @@ impl Group {
                 let waited = self.members[full]
                     .state
                     .wait_for_place(full, &self.settings.capacity);
-                waited.await.map_err(|refused| match refused {
+                Box::pin(waited).await.map_err(|refused| match refused {
                     Refused::Full => NoServer::Busy,
                     Refused::Down => NoServer::Down(self.retry_after(Instant::now())),
                 })?
@@ -333,6 +339,12 @@ impl Member {
     /// What to connect to, at this address.
     pub fn peer(&self, address: SocketAddr) -> HttpPeer {
         peer::at(&self.peer, address)
+    }
+
+    /// Different for servers, and for rules under which connections to them are made. The address is not
+    /// in it.
+    pub fn connection_key(&self) -> u64 {
+        self.connection_key
     }
 
     pub fn authority(&self) -> &HeaderValue {

@@ -18,6 +18,8 @@ use crate::telemetry::metrics::UpstreamMetrics;
 /// change of the configuration.
 pub struct State {
     server: Server,
+    /// The server, as logs name it.
+    name: String,
     resolver: Resolver,
     /// What the health checks say; true where there are none.
     healthy: AtomicBool,
@@ -56,6 +58,7 @@ impl State {
         metrics.up.set(1);
         State {
             resolver: Resolver::new(&server),
+            name: server.to_string(),
             server,
             healthy: AtomicBool::new(true),
             breaker: ejection.map(Breaker::new),
@@ -69,6 +72,11 @@ impl State {
 
     pub fn server(&self) -> &Server {
         &self.server
+    }
+
+    /// The server, as logs name it.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     pub fn metrics(&self) -> &UpstreamMetrics {

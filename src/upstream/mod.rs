@@ -3,19 +3,21 @@
 //! A [`Group`] chooses among its members by the [`Balance`] (`balance`), leaves out those that are
 //! down (`health`, `breaker`) or full, and gives a [`Lease`] for a place at one. What is known of a server
 //! is its [`State`], which the [`Registry`] keeps over changes of the configuration. [`Server`] is where one is,
-//! `resolve` finds its address, and `peer` says how to connect to it.
+//! `resolve` finds its address, and `peer` says how to connect to it. `http1` carries requests without a body.
 
 mod balance;
 mod breaker;
 mod budget;
 mod group;
 mod health;
+pub mod http1;
 mod member;
 mod peer;
 mod registry;
 mod resolve;
 mod server;
 mod settings;
+mod tcp;
 mod tether;
 
 pub use group::{Failed, Group, GroupError, Member, NoServer, Tries};

@@ -19,6 +19,8 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
+use super::tcp;
+
 /// Connects as Pingora would, and gives the connection its limits.
 #[derive(Debug)]
 pub struct Tether {
@@ -145,21 +147,7 @@ impl Connect for Tether {
                 "only IP addresses are connected to",
             );
         };
-        let socket = TcpStream::connect(address).await.map_err(|error| {
-            let kind = match error.kind() {
-                io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
-                io::ErrorKind::TimedOut => ErrorType::ConnectTimedout,
-                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-                    ErrorType::ConnectNoRoute
-                }
-                _ => ErrorType::ConnectError,
-            };
-            Error::because(kind, "connecting to the upstream", error)
-        })?;
-        // Frames are often small, and each is waited for.
-        socket
-            .set_nodelay(true)
-            .map_err(|e| Error::because(ErrorType::SocketError, "setting TCP_NODELAY", e))?;
+        let socket = tcp::connect(address).await?;
         let now = Instant::now();
         Ok(VirtualSocketStream::new(Box::new(Tethered {
             socket,

@@ -1,5 +1,6 @@
 //! Upstreams through the real gateway: which one is asked, what is tried again, and who is left out.
 
+mod exchange;
 mod requests;
 mod tls;
 

@@ -77,19 +77,28 @@ pub fn server(server: &file::Server, cx: &mut Context) -> Option<Server> {
         65_536,
     );
     let upgrade_socket = upgrade_socket(server, &at, cx);
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     Some(Server {
         listeners,
         admin: match admin {
             Some(admin) => Some(admin?),
             None => None,
         },
-        threads: server.threads.0.map_or(cpus, |threads| threads as usize),
+        threads: threads(server),
         shutdown_grace: server.shutdown_grace.0,
         upgrade_socket,
         reload_on_change: server.reload_on_change,
         upstream_idle_max: server.upstream_idle_max as usize,
     })
+}
+
+/// Threads of each listener: as configured, else as many as there are processors.
+fn threads(server: &file::Server) -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    // A number out of bounds has been refused elsewhere.
+    server
+        .threads
+        .0
+        .map_or(cpus, |threads| threads.max(1) as usize)
 }
 
 fn upgrade_socket(server: &file::Server, at: &Path, cx: &mut Context) -> Option<PathBuf> {
@@ -414,6 +423,7 @@ pub fn bounds(server: &file::Server, cx: &mut Context) -> Bounds {
         headers_max: bounds.headers_max as usize,
         uri_bytes_max: bounds.uri_size_max.as_usize(),
         h2_streams_max: bounds.h2_streams_max,
+        upstream_idle_per_thread: (server.upstream_idle_max as usize).div_ceil(threads(server)),
     }
 }
 
