@@ -458,7 +458,11 @@ impl Simulation {
     /// No window of a minute has more than the limit and the burst, and one burst more for each store that
     /// may have been the first that a gateway ever saw.
     fn assert_windows(&self) {
-        let firsts = if self.world.crashes { self.generation } else { 0 };
+        let firsts = if self.world.crashes {
+            self.generation
+        } else {
+            0
+        };
         let most = (2 + firsts as usize) * self.world.per_minute as usize;
         for (first, at) in self.admitted.iter().enumerate() {
             let count = self.admitted[first..].partition_point(|other| *other < at + 60 * SECOND);

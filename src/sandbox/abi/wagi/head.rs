@@ -14,10 +14,13 @@ pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 pub const HEAD_LINES_MAX: usize = 100;
 
 /// Headers about a connection, which is the gateway's own affair (RFC 9110 section 7.6.1). They are
-/// dropped, and so are those that only a proxy may send (`Proxy-*`).
-const HEADERS_DROPPED: [&str; 6] = [
+/// dropped, and so are those that only a proxy may send (`Proxy-*`), and what browsers would hold against the
+/// whole host, of which a guest answers one path.
+const HEADERS_DROPPED: [&str; 8] = [
+    "alt-svc",
     "connection",
     "keep-alive",
+    "strict-transport-security",
     "te",
     "trailer",
     "transfer-encoding",

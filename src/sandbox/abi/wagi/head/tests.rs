@@ -143,7 +143,7 @@ fn a_status_is_three_digits_from_200_to_599() {
 fn what_concerns_the_connection_is_dropped() {
     let (_, headers, _) = head_of(
         "Content-Type: a/b\nConnection: close\nKeep-Alive: timeout=5\nTransfer-Encoding: chunked\n\
-         Upgrade: h2c\nTE: trailers\nTrailer: X\nProxy-Authenticate: Basic\nProxy-Connection: close\n\n",
+         Upgrade: h2c\nTE: trailers\nTrailer: X\nStrict-Transport-Security: max-age=0\nAlt-Svc: clear\nProxy-Authenticate: Basic\nProxy-Connection: close\n\n",
     );
     assert_eq!(headers, owned(&[("content-type", "a/b")]));
 }
