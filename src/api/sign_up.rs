@@ -48,7 +48,8 @@ pub(super) async fn register(
     if sign_up.email.is_empty() {
         return Err(Failure::bad_request("`email` is missing").into());
     }
-    take_turn(&api, &caller)?;
+    let why = "too many accounts were asked for from this address; try again later";
+    take_turn(&api, &caller, BUCKETS, PER_ADDRESS, why)?;
     let store = api.state.store.acting(caller.actor());
     let user = store
         .user_create_on(&sign_up.email, Role::User, Tier::Free)
@@ -67,26 +68,27 @@ pub(super) async fn register(
     Ok((StatusCode::CREATED, Json(Created::of(key, new.secret))).into_response())
 }
 
-/// Counts the attempt, whether or not it succeeds: asking which emails have accounts is bounded too.
-fn take_turn(api: &Api, caller: &Caller) -> Result<(), Failure> {
+/// Counts an attempt of somebody who shows no key, by the address it comes from, whether or not it succeeds:
+/// asking which emails have accounts is bounded too.
+pub(super) fn take_turn(
+    api: &Api,
+    caller: &Caller,
+    buckets: &str,
+    rate: Rate,
+    why: &'static str,
+) -> Result<(), Failure> {
     let Some(address) = caller.client else {
         return Err(Failure::forbidden(
-            "an address that is not known may not register",
+            "this is not for clients whose address is not known",
         ));
     };
-    let subject = Subject::RouteAddress(RouteKey::of(BUCKETS), address);
-    let decision = api
-        .state
-        .limiter
-        .take(&subject, PER_ADDRESS, Instant::now());
+    let subject = Subject::RouteAddress(RouteKey::of(buckets), address);
+    let decision = api.state.limiter.take(&subject, rate, Instant::now());
     if decision.allowed {
         return Ok(());
     }
     let after = decision
         .window
         .map_or(Duration::from_secs(60), |window| window.retry_after);
-    Err(Failure::rate_limited(
-        "too many accounts were asked for from this address; try again later",
-        after,
-    ))
+    Err(Failure::rate_limited(why, after))
 }

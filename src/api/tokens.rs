@@ -11,9 +11,19 @@ use serde::{Deserialize, Serialize};
 
 use super::caller::Authenticated;
 use super::problem::Problem;
-use super::{Api, Caller, json, values};
+use super::{Api, Caller, json, sign_up, values};
 use crate::auth::{Scopes, TokenError, TokenPair};
 use crate::failure::{Failure, code};
+use crate::limits::Rate;
+
+/// What one address may refresh: a hundred clients behind it, each several times as often as they need.
+const REFRESHES_PER_ADDRESS: Rate = Rate {
+    per_minute: Some(120),
+    per_day: Some(20_000),
+};
+
+/// The name of the buckets of [`REFRESHES_PER_ADDRESS`].
+const REFRESHES: &str = "builtin:refresh";
 
 /// The body of a request for tokens; all of it is optional.
 #[derive(Debug, Default, Deserialize)]
@@ -93,6 +103,9 @@ pub(super) async fn refresh(
     let Some(wanted) = wanted else {
         return Err(Failure::bad_request("send {\"refresh_token\": \"wwr_…\"}").into());
     };
+    // Each leaves a row in the audit, which nobody takes away.
+    let why = "too many tokens were refreshed from this address; try again later";
+    sign_up::take_turn(&api, &caller, REFRESHES, REFRESHES_PER_ADDRESS, why)?;
     let now = Utc::now();
     let token = &wanted.refresh_token;
     let refreshed = api.state.auth.refresh_tokens(token, caller.actor(), now);

@@ -69,7 +69,10 @@ impl Gateway {
             return Err(proxy::not_of_group());
         };
         let settings = of.group.settings();
-        let mut connection = match Connection::reuse(member, address, ctx.started) {
+        // What is wrong with the request costs no connection.
+        let mut fields = forward::request_fields(session, ctx, of.proxy, of.edits, member)?;
+        trace::say_upstream(&mut fields, ctx);
+        let mut connection = match Connection::reuse(member, address, std::time::Instant::now()) {
             Some(connection) => connection,
             None => {
                 let opening = open(session, member, address, settings.connect_timeout);
@@ -84,7 +87,7 @@ impl Gateway {
                 }
             }
         };
-        match self.pass(session, ctx, of, member, &mut connection).await {
+        match self.pass(session, ctx, of, &fields, &mut connection).await {
             Ok(()) => {
                 let most = ctx.plan.settings.bounds.upstream_idle_per_thread;
                 connection.release(settings.keepalive_timeout, most);
@@ -102,15 +105,14 @@ impl Gateway {
         session: &mut Session,
         ctx: &mut Ctx,
         of: &Of<'_>,
-        member: &Member,
+        fields: &HeaderMap,
         connection: &mut Connection,
     ) -> Result<(), Box<Error>> {
         let settings = of.group.settings();
-        let mut fields = forward::request_fields(session, ctx, of.proxy, of.edits, member)?;
-        trace::say_upstream(&mut fields, ctx);
-        self.send_head(session, ctx, connection, &fields, settings.write_timeout)
+        self.send_head(session, ctx, connection, fields, settings.write_timeout)
             .await?;
         let mut head = read_head(session, connection, settings.read_timeout).await?;
+        self.check_leash(ctx)?;
         self.judge(session, &mut head, ctx)?;
         let mut piece = connection.piece()?;
         frame(session, &mut head, &piece)?;

@@ -113,8 +113,11 @@ pub(super) fn request_fields(
         fields.insert(header::HOST, host.map_err(Error::into_down)?);
     }
     edit_fields(session, &mut fields, ctx, proxy, edits, Some(member))?;
-    // An edit does not decide how the request is framed.
+    // An edit does not decide how the request is framed, and no body follows, whatever was announced.
     fields.remove(header::TRANSFER_ENCODING);
+    if let Some(length) = fields.get_mut(header::CONTENT_LENGTH) {
+        *length = HeaderValue::from_static("0");
+    }
     Ok(fields)
 }
 

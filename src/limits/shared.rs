@@ -185,6 +185,7 @@ impl Shared {
     async fn wait_for(&self, mut ask: impl FnMut(Instant) -> Taken) -> Option<Decision> {
         let begun = Instant::now();
         let mut now = begun;
+        let mut refused = None;
         loop {
             let left = self.wait_max.saturating_sub(now - begun);
             let taken = ask(now);
@@ -195,8 +196,14 @@ impl Shared {
                 Taken::Decided(decision) => return Some(decision),
                 Taken::Lost => return None,
                 // An error within is a question that was dropped, and is asked again.
-                Taken::Asked(asked) => drop(tokio::time::timeout(left, asked).await.ok()?),
-                Taken::Soon(_) if left > ASK_AGAIN_AFTER => {
+                Taken::Asked(asked) => {
+                    if tokio::time::timeout(left, asked).await.is_err() {
+                        // Where Redis has said no within this wait, that is the answer, and Redis is not lost.
+                        return refused;
+                    }
+                }
+                Taken::Soon(decision) if left > ASK_AGAIN_AFTER => {
+                    refused = Some(decision);
                     tokio::time::sleep(ASK_AGAIN_AFTER).await;
                 }
                 Taken::Soon(decision) => return Some(decision),

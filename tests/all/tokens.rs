@@ -504,3 +504,31 @@ async fn odd_requests_for_tokens_get_clear_answers() {
     assert_eq!(refresh.send().await.unwrap().status(), 401);
     assert_eq!(world.refresh(&pair.refresh).await.0, 200);
 }
+
+#[tokio::test]
+async fn refreshes_are_bounded_per_address() {
+    let world = World::new(gateway());
+    let refresh = async || {
+        let request = world
+            .client
+            .post(world.gateway.url("/api/auth/token/refresh"))
+            .json(&json!({ "refresh_token": "wwr_unknown" }));
+        request.send().await.unwrap()
+    };
+    let mut refused = 0;
+    let limited = loop {
+        let response = refresh().await;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            break response;
+        }
+        refused += 1;
+        assert!(refused <= 300, "{refused} attempts");
+    };
+    assert!(refused >= 120, "after {refused} attempts");
+    assert!(limited.headers().contains_key("retry-after"));
+    let (status, body) = answer(limited).await;
+    assert_eq!(
+        (status, &body["code"]),
+        (StatusCode::TOO_MANY_REQUESTS, &json!("rate_limited"))
+    );
+}

@@ -126,6 +126,17 @@ impl Chunk {
     }
 }
 
+/// Whether an answer that has no content (RFC 9110 section 15.3.5) speaks of its length all the same. Takes
+/// those fields away; what may follow is nothing to wait for.
+pub fn is_contradictory(answer: &mut ResponseHeader) -> bool {
+    if answer.status != StatusCode::NO_CONTENT {
+        return false;
+    }
+    let length = answer.remove_header(&header::CONTENT_LENGTH);
+    let coding = answer.remove_header(&header::TRANSFER_ENCODING);
+    length.is_some_and(|length| length != "0") || coding.is_some()
+}
+
 fn split(buf: &mut BytesMut, most: u64) -> Bytes {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     buf.split_to(buf.len().min(most)).freeze()

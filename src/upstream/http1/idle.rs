@@ -65,7 +65,7 @@ thread_local! {
     static POOL: RefCell<Pool> = RefCell::default();
 }
 
-/// One that is still good. `now` may be when the request began.
+/// One that is still good.
 pub fn take(key: &Key, now: Instant) -> Option<Socket> {
     POOL.with_borrow_mut(|pool| {
         let idle = pool.by_key.get_mut(key)?;

@@ -97,7 +97,7 @@ impl Io {
 }
 
 impl Connection {
-    /// A connection that idles. `now` may be when the request began.
+    /// A connection that idles.
     pub fn reuse(member: &Member, address: SocketAddr, now: Instant) -> Option<Connection> {
         let key = Key::new(member, address);
         idle::take(&key, now).map(|socket| Connection::new(socket, key, true))
@@ -217,7 +217,9 @@ impl Connection {
         if !answer.status.is_informational() {
             self.framing = Framing::of(&mut answer, method).map_err(Error::into_up)?;
             self.keep = head::keeps(&answer);
-            if matches!(self.framing, Framing::UntilClosed) {
+            if matches!(self.framing, Framing::UntilClosed)
+                || framing::is_contradictory(&mut answer)
+            {
                 self.keep = None;
             }
         }
