@@ -190,7 +190,7 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
         if matches!(io.selected_alpn_proto(), Some(ALPN::H2)) {
             self.http2(io, facts, settings, shutdown).await
         } else {
-            let protocol = Protocol::Http1(Http1::new(Arc::clone(&self.shared), &settings.bounds));
+            let protocol = Protocol::Http1(Http1::new(Arc::clone(&self.shared), settings));
             let stream = Box::new(ClientStream {
                 io,
                 facts,

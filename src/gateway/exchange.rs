@@ -230,7 +230,14 @@ async fn read_head(
             )
             .into_up());
         }
+        if session.req_header().version == Version::HTTP_10 {
+            // It knows none of them (RFC 9110 section 15.2).
+            continue;
+        }
         forward::strip_hop_by_hop(&mut head, false);
+        // They have no content, whatever is said of it.
+        head.remove_header(&header::CONTENT_LENGTH);
+        head.remove_header(&header::TRANSFER_ENCODING);
         write(session, vec![HttpTask::Header(Box::new(head), false)]).await?;
     }
 }

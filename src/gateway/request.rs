@@ -68,7 +68,9 @@ pub(super) fn check_head(head: &RequestHeader, bounds: &Bounds) -> Result<(), Fa
             "the request target's scheme must be http or https",
         ));
     }
-    if !head.uri.path().starts_with('/') && head.uri.path() != "*" {
+    // `?x` has a path by RFC 3986, which an upstream would not see in it.
+    let has_path = head.uri.path().starts_with('/') && !head.raw_path().starts_with(b"?");
+    if !has_path && head.uri.path() != "*" {
         return Err(Failure::bad_request("the request target must be a path"));
     }
     host(head).map(|_| ())

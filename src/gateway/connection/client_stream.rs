@@ -50,6 +50,8 @@ pub struct Http1 {
     unreadable_bytes: usize,
     /// Our answer to a head that can't be read, while it is written.
     answer: Option<Bytes>,
+    /// Pingora has a timeout for writing bodies, but none for heads and ends.
+    stall: Stall,
 }
 
 pub struct Http2 {
@@ -75,9 +77,10 @@ struct Preface {
 }
 
 impl Http1 {
-    pub fn new(shared: Arc<Shared>, bounds: &Bounds) -> Http1 {
+    pub fn new(shared: Arc<Shared>, settings: &Settings) -> Http1 {
         Http1 {
-            framing: Framing::new(bounds),
+            framing: Framing::new(&settings.bounds),
+            stall: Stall::new(settings.timeouts.write),
             shared,
             refusal: None,
             unreadable_bytes: 0,
@@ -97,6 +100,22 @@ impl Http1 {
                 self.make_unreadable(buf);
             }
         }
+    }
+
+    /// Ends a client that takes nothing for too long. Whoever speaks another protocol looks after that itself.
+    fn written<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stall.over();
+            return written;
+        }
+        if is_switched() {
+            return Poll::Pending;
+        }
+        self.stall.poll(cx).map(Err)
     }
 
     fn make_unreadable(&mut self, buf: &mut ReadBuf<'_>) {
@@ -244,7 +263,10 @@ impl AsyncWrite for ClientStream {
                 ready!(http1.poll_answer(&mut this.io, &this.facts, cx, buf))?;
                 Poll::Ready(Ok(buf.len()))
             }
-            Protocol::Http1(_) => Pin::new(&mut this.io).poll_write(cx, buf),
+            Protocol::Http1(http1) => {
+                let written = Pin::new(&mut this.io).poll_write(cx, buf);
+                http1.written(written, cx)
+            }
             Protocol::Http2(http2) => match Pin::new(&mut this.io).poll_write(cx, buf) {
                 Poll::Ready(Ok(taken)) => {
                     http2.sent(std::iter::once(buf), taken);
@@ -260,7 +282,7 @@ impl AsyncWrite for ClientStream {
         let this = &mut *self;
         let flushed = Pin::new(&mut this.io).poll_flush(cx);
         match (&mut this.protocol, flushed) {
-            (Protocol::Http1(_), flushed) => flushed,
+            (Protocol::Http1(http1), flushed) => http1.written(flushed, cx),
             (Protocol::Http2(http2), Poll::Pending) => http2.stall.poll(cx).map(Err),
             (Protocol::Http2(http2), Poll::Ready(flushed)) => {
                 http2.stall.over();
@@ -284,7 +306,10 @@ impl AsyncWrite for ClientStream {
                 let first = bufs.iter().find(|buf| !buf.is_empty());
                 self.poll_write(cx, first.map_or(&[], |buf| buf))
             }
-            Protocol::Http1(_) => Pin::new(&mut this.io).poll_write_vectored(cx, bufs),
+            Protocol::Http1(http1) => {
+                let written = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+                http1.written(written, cx)
+            }
             Protocol::Http2(http2) => match Pin::new(&mut this.io).poll_write_vectored(cx, bufs) {
                 Poll::Ready(Ok(taken)) => {
                     http2.sent(bufs.iter().map(|buf| &buf[..]), taken);

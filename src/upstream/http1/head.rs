@@ -53,9 +53,17 @@ pub fn encode(
     Ok(())
 }
 
-/// Takes the head off the buffer's front, once it is there whole.
-pub fn parse(buf: &mut BytesMut) -> Result<Option<ResponseHeader>, Box<Error>> {
-    if buf.is_empty() {
+fn too_large() -> Box<Error> {
+    malformed(&format!("has a head over {HEAD_BYTES_MAX} bytes"))
+}
+
+/// Takes the head off the buffer's front, once it is there whole. `seen` is how much of the buffer was
+/// looked at before: only the end of a line can make a head whole, and one that drips byte by byte is not
+/// read from its start for each.
+pub fn parse(buf: &mut BytesMut, seen: &mut usize) -> Result<Option<ResponseHeader>, Box<Error>> {
+    let new = buf.get(*seen..).unwrap_or_default();
+    if buf.len() <= HEAD_BYTES_MAX && memchr::memchr(b'\n', new).is_none() {
+        *seen = buf.len();
         return Ok(None);
     }
     let mut few = [const { MaybeUninit::uninit() }; FIELDS_COMMON];
@@ -67,11 +75,16 @@ pub fn parse(buf: &mut BytesMut) -> Result<Option<ResponseHeader>, Box<Error>> {
         read => read,
     };
     match read {
-        Ok(Some(lines)) => Ok(Some(lines.build(buf)?)),
-        Ok(None) if buf.len() > HEAD_BYTES_MAX => Err(malformed(&format!(
-            "has a head over {HEAD_BYTES_MAX} bytes"
-        ))),
-        Ok(None) => Ok(None),
+        Ok(Some(lines)) if lines.bytes > HEAD_BYTES_MAX => Err(too_large()),
+        Ok(Some(lines)) => {
+            *seen = 0;
+            Ok(Some(lines.build(buf)?))
+        }
+        Ok(None) if buf.len() > HEAD_BYTES_MAX => Err(too_large()),
+        Ok(None) => {
+            *seen = buf.len();
+            Ok(None)
+        }
         Err(error) => Err(Error::because(
             ErrorType::InvalidHTTPHeader,
             "the upstream's answer has a malformed head",

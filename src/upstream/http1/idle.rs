@@ -71,7 +71,7 @@ pub fn take(key: &Key, now: Instant) -> Option<Socket> {
         let idle = pool.by_key.get_mut(key)?;
         while let Some(mut last) = idle.pop_back() {
             pool.count -= 1;
-            if now < last.until && last.socket.io.is_silent() {
+            if now < last.until && last.socket.io.is_silent_now() {
                 return Some(last.socket);
             }
         }

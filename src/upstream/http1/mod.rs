@@ -11,12 +11,15 @@ mod idle;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use http::{HeaderMap, Method};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use pingora_core::connectors::TransportConnector;
 use pingora_core::protocols::Stream;
 use pingora_core::{Error, ErrorType, OrErr, RetryType};
@@ -49,6 +52,8 @@ pub struct Connection {
     key: Key,
     /// What was read and not yet understood.
     buf: BytesMut,
+    /// How much of it was looked at for the end of a head.
+    seen: usize,
     framing: Framing,
     /// How long it may idle after this answer. `None` ends it.
     keep: Option<Duration>,
@@ -79,6 +84,16 @@ impl Io {
                 stream.flush().await
             }
         }
+    }
+
+    /// As [`Io::is_silent`], but asks the kernel itself: the runtime knows only what had come when it last
+    /// asked, which is before this request was read.
+    fn is_silent_now(&mut self) -> bool {
+        let Io::Plain(socket) = self else {
+            return self.is_silent();
+        };
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(socket.as_raw_fd(), &mut [0; 1], flags) == Err(Errno::EAGAIN)
     }
 
     /// Whether nothing has come from the other side, neither bytes nor its end.
@@ -130,6 +145,7 @@ impl Connection {
             io,
             key,
             buf,
+            seen: 0,
             framing: Framing::None,
             keep: None,
             reused,
@@ -210,7 +226,7 @@ impl Connection {
     /// # Errors
     /// A head that is malformed, too large or framed in a way that could be read differently.
     pub fn head(&mut self, method: &Method) -> Result<Option<ResponseHeader>, Box<Error>> {
-        let parsed = head::parse(&mut self.buf).map_err(Error::into_up)?;
+        let parsed = head::parse(&mut self.buf, &mut self.seen).map_err(Error::into_up)?;
         let Some(mut answer) = parsed else {
             return Ok(None);
         };

@@ -6,7 +6,7 @@ use super::head;
 
 fn parsed(text: &str) -> Result<Option<pingora_http::ResponseHeader>, String> {
     let mut buf = BytesMut::from(text.as_bytes());
-    head::parse(&mut buf).map_err(|error| error.to_string())
+    head::parse(&mut buf, &mut 0).map_err(|error| error.to_string())
 }
 
 /// The whole body of an answer that comes in these parts, and what is left over; or what is wrong.
@@ -17,7 +17,7 @@ fn body(
     closed: bool,
 ) -> Result<(Vec<u8>, usize), String> {
     let mut buf = BytesMut::from(format!("{head}\r\n\r\n").as_bytes());
-    let mut answer = head::parse(&mut buf)
+    let mut answer = head::parse(&mut buf, &mut 0)
         .map_err(|e| e.to_string())?
         .ok_or("no head")?;
     let mut framing = Framing::of(&mut answer, &method).map_err(|e| e.to_string())?;
@@ -52,6 +52,19 @@ fn a_head_is_taken_once_it_is_whole() {
 }
 
 #[test]
+fn a_head_that_drips_is_taken_all_the_same() {
+    let text = "HTTP/1.1 200 OK\r\nA: 1\r\n\r\nHTTP/1.1 204 No\r\n\r\n";
+    let (mut buf, mut seen, mut statuses) = (BytesMut::new(), 0, Vec::new());
+    for byte in text.bytes() {
+        buf.extend_from_slice(&[byte]);
+        if let Some(head) = head::parse(&mut buf, &mut seen).unwrap() {
+            statuses.push(head.status.as_u16());
+        }
+    }
+    assert_eq!((statuses, buf.len()), (vec![200, 204], 0));
+}
+
+#[test]
 fn as_many_fields_as_are_allowed() {
     let many = |count: usize| {
         let fields: String = (0..count).map(|i| format!("f{i}: {i}\r\n")).collect();
@@ -75,6 +88,14 @@ fn heads_that_could_be_read_differently_are_refused() {
     ] {
         assert!(parsed(head).is_err(), "{head:?}");
     }
+    for noise in ["\x16\x03\x01", "hello"] {
+        assert!(
+            parsed(noise).unwrap().is_none(),
+            "nothing is said before a line ends"
+        );
+    }
+    let large = format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "x".repeat(300 * 1024));
+    assert!(parsed(&large).is_err());
     let endless = format!("HTTP/1.1 200 OK\r\nA: {}", "x".repeat(300 * 1024));
     assert!(parsed(&endless).is_err());
 }

@@ -260,3 +260,41 @@ async fn a_silent_upstream_is_given_up_and_an_idle_one_may_leave() {
     assert_eq!(get(&gateway, "/kept").await.1, "kept");
     assert_eq!(kept.connections(), 2, "it idled too long");
 }
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_gives_its_place_back() {
+    let fields = format!("X-Large: {}\r\n", "x".repeat(60_000));
+    let large = format!("HTTP/1.1 304 Not Modified\r\n{fields}\r\n");
+    let upstream = upstream(move |_| Reply::Raw(large.clone().into_bytes())).await;
+    let gateway = gateway()
+        .set("server.timeouts.write", json!("1s"))
+        .route(route(
+            "/heads",
+            json!({ "upstreams": [upstream.url], "capacity": { "requests_max": 1, "pending_max": 0 } }),
+        ))
+        .start_plain();
+    let address = gateway.http_url("");
+    let mut client = tokio::net::TcpStream::connect(address.trim_start_matches("http://"))
+        .await
+        .unwrap();
+    let requests = "GET /heads HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(300);
+    client.write_all(requests.as_bytes()).await.unwrap();
+    let active = async || {
+        let page = metrics(&gateway).await;
+        let line = page
+            .lines()
+            .find(|line| line.starts_with("wasmwiz_upstream_active{"));
+        line.is_some_and(|line| line.ends_with(" 1"))
+    };
+    eventually("it holds the place", async || active().await.then_some(())).await;
+    eventually("it has lost it", async || {
+        let (before, one_more) = (active().await, upstream.hits());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        (!before && !active().await && upstream.hits() == one_more).then_some(())
+    })
+    .await;
+    assert!(
+        upstream.hits() < 300,
+        "the answers were to be more than fits on the way"
+    );
+}
