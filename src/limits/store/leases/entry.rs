@@ -241,17 +241,10 @@ impl Entry {
         self.held < self.low && !self.is_asked && !self.is_queued
     }
 
-    /// The lease is over, and the store gives its places to others. What is in use goes on, and ends without
-    /// becoming a place again.
-    fn lapse(&mut self) {
-        self.held = 0;
-        self.seats.ungranted = self.seats.in_use;
-    }
-
     /// Whether the store must hear of this lease, without a request.
     pub fn is_due(&mut self, subject: &Subject, now_ns: u64) -> bool {
         if now_ns >= self.valid_until_ns {
-            self.lapse();
+            self.held = 0;
         }
         let since = |at_ns: u64| now_ns.saturating_sub(at_ns);
         if self.seats.in_use == 0 && since(self.used_ns) >= nanoseconds(QUIET_AFTER) {
@@ -274,7 +267,7 @@ impl Entry {
         self.is_queued = false;
         self.is_asked = true;
         if now_ns >= self.valid_until_ns {
-            self.lapse();
+            self.held = 0;
         }
         self.waiters.retain(|waiter| !waiter.is_closed());
         let need = u32::try_from(self.waiters.len()).unwrap_or(u32::MAX);
