@@ -11,7 +11,7 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::connection::{self, NotGood, OnConnection, Requests};
 use super::plan::Plan;
-use super::proxy::Proxied;
+use super::proxy::{self, Proxied};
 use super::recording::Execution;
 use crate::auth::Principal;
 use crate::limits::{Decision, Seat};
@@ -198,9 +198,7 @@ impl Gateway {
                 None => ("", &builtin.none),
             },
         };
-        let status = session
-            .response_written()
-            .map_or(0, |head| head.status.as_u16());
+        let status = proxy::status_seen(session);
         let duration = ctx.started.elapsed();
         let certificate = connection::facts(session).and_then(|facts| facts.certificate.as_ref());
         let head = session.req_header();

@@ -115,30 +115,19 @@ impl Gateway {
         self.check_leash(ctx)?;
         self.judge(session, &mut head, ctx)?;
         let mut piece = connection.piece()?;
-        frame(session, &mut head, &piece)?;
+        frame(&mut head, &piece)?;
         self.finish_passed(session, ctx, &mut head)?;
-        let bodiless = piece == Piece::End;
+        let mut ended = piece == Piece::End;
         let mut tasks = Vec::with_capacity(2);
-        tasks.push(HttpTask::Header(Box::new(head), bodiless));
-        if bodiless {
-            return write(session, tasks).await;
-        }
-        loop {
-            let next = match piece {
+        tasks.push(HttpTask::Header(Box::new(head), ended));
+        while !ended {
+            match piece {
                 Piece::Data(data) => {
-                    let next = connection.piece()?;
-                    tasks.push(HttpTask::Body(Some(data), next == Piece::End));
-                    next
+                    // The end is told with the last bytes, where it has come with them.
+                    piece = connection.piece()?;
+                    ended = piece == Piece::End;
+                    tasks.push(HttpTask::Body(Some(data), ended));
                 }
-                Piece::End => {
-                    tasks.push(HttpTask::Body(None, true));
-                    Piece::End
-                }
-                Piece::More => Piece::More,
-            };
-            match next {
-                Piece::End => return write(session, tasks).await,
-                Piece::Data(_) => piece = next,
                 Piece::More => {
                     if !tasks.is_empty() {
                         write(session, std::mem::take(&mut tasks)).await?;
@@ -149,8 +138,13 @@ impl Gateway {
                     self.check_leash(ctx)?;
                     piece = connection.piece()?;
                 }
+                Piece::End => {
+                    ended = true;
+                    tasks.push(HttpTask::Body(None, true));
+                }
             }
         }
+        write(session, tasks).await
     }
 
     async fn send_head(
@@ -270,16 +264,10 @@ async fn fill_watching(
     }
 }
 
-/// Says in the head how the client is told where the body ends.
-fn frame(session: &Session, head: &mut ResponseHeader, first: &Piece) -> Result<(), Box<Error>> {
+/// Says in the head how the client is told where the body ends, if there is one.
+fn frame(head: &mut ResponseHeader, first: &Piece) -> Result<(), Box<Error>> {
     head.set_version(Version::HTTP_11);
-    let has_body = session.req_header().method != Method::HEAD
-        && !matches!(
-            head.status,
-            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-        );
-    if has_body
-        && *first != Piece::End
+    if *first != Piece::End
         && !head.headers.contains_key(header::CONTENT_LENGTH)
         && !head.headers.contains_key(header::TRANSFER_ENCODING)
     {

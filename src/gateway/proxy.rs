@@ -433,6 +433,12 @@ pub(super) fn has_answered(session: &Session) -> bool {
     })
 }
 
+/// The status of the answer that the client has seen the beginning of; 0 where it has seen none.
+pub(super) fn status_seen(session: &Session) -> u16 {
+    let written = session.response_written().filter(|_| has_answered(session));
+    written.map_or(0, |head| head.status.as_u16())
+}
+
 /// Whether sending the request once more does no harm.
 fn is_repeatable(session: &Session) -> bool {
     !has_answered(session)

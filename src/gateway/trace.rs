@@ -10,7 +10,7 @@ use pingora_proxy::Session;
 use super::context::HandledBy;
 use super::forward::Fields;
 use super::respond::is_tls;
-use super::{Ctx, Gateway};
+use super::{Ctx, Gateway, proxy};
 use crate::sandbox::Usage;
 use crate::telemetry::traces::{
     Answer, TRACEPARENT, TRACESTATE, Trace, guest_attributes, upstream_attributes,
@@ -36,8 +36,7 @@ impl Gateway {
         let Some(mut trace) = ctx.trace.take() else {
             return;
         };
-        let written = session.response_written();
-        let status = written.map_or(0, |head| head.status.as_u16());
+        let status = proxy::status_seen(session);
         let server = ctx.proxied.server_name().map(str::to_owned);
         trace.end_upstream(status >= 500 || status == 0, || {
             upstream_attributes(server.unwrap_or_default(), status)

@@ -246,10 +246,6 @@ impl Lease {
     pub fn state(&self) -> &State {
         &self.state
     }
-
-    pub fn server(&self) -> &Server {
-        self.state.server()
-    }
 }
 
 impl Drop for Lease {

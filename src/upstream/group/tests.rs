@@ -56,13 +56,17 @@ fn take(group: &Group, tries: &mut Tries) -> Result<Lease, NoServer> {
 
 /// The port of a new request's server; its place is free again.
 fn port(group: &Group, value: Option<&[u8]>) -> u16 {
-    take(group, &mut group.begin(value)).unwrap().server().port
+    take(group, &mut group.begin(value))
+        .unwrap()
+        .state()
+        .server()
+        .port
 }
 
 fn fail(group: &Group, port: u16, failed: Failed) {
     for _ in 0..200 {
         let mut lease = take(group, &mut group.begin(None)).unwrap();
-        if lease.server().port == port {
+        if lease.state().server().port == port {
             group.failed(&mut lease, failed);
             return;
         }
@@ -97,7 +101,7 @@ fn tries_go_to_each_server_before_any_twice() {
             balance,
         );
         let mut tries = group.begin(Some(b"x"));
-        let mut try_one = || take(&group, &mut tries).unwrap().server().port;
+        let mut try_one = || take(&group, &mut tries).unwrap().state().server().port;
         let tried: HashSet<u16> = (0..3).map(|_| try_one()).collect();
         assert_eq!(tried, HashSet::from([1, 2, 3]));
         assert!(tried.contains(&try_one()));
@@ -110,7 +114,9 @@ fn the_least_loaded_server_is_next() {
     let leases: Vec<Lease> = (0..6)
         .map(|_| take(&group, &mut group.begin(None)).unwrap())
         .collect();
-    let on_one = leases.iter().filter(|lease| lease.server().port == 1);
+    let on_one = leases
+        .iter()
+        .filter(|lease| lease.state().server().port == 1);
     assert_eq!(on_one.count(), 4);
     drop(leases);
     let idle: HashSet<u16> = (0..4).map(|_| port(&group, None)).collect();

@@ -189,23 +189,23 @@ fn is_chunked(answer: &ResponseHeader) -> Result<bool, Box<Error>> {
     Ok(true)
 }
 
-/// The one length that all its fields agree on (RFC 9110 section 8.6), made the only one.
+/// The one length that all its fields and their elements agree on (RFC 9110 section 8.6), made the only one.
 fn length(answer: &mut ResponseHeader) -> Result<Option<u64>, Box<Error>> {
-    let mut values = answer.headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    let length = number(value.as_bytes())?;
-    if values.next().is_none() {
-        return Ok(Some(length));
-    }
+    let (mut length, mut count) = (None, 0);
     for value in answer.headers.get_all(header::CONTENT_LENGTH) {
-        if number(value.as_bytes())? != length {
-            return Err(malformed("has two lengths"));
+        for element in value.as_bytes().split(|byte| *byte == b',') {
+            let number = number(element.trim_ascii())?;
+            if length.is_some_and(|length| length != number) {
+                return Err(malformed("has two lengths"));
+            }
+            length = Some(number);
+            count += 1;
         }
     }
-    answer.insert_header(header::CONTENT_LENGTH, length)?;
-    Ok(Some(length))
+    if let (Some(length), 2..) = (length, count) {
+        answer.insert_header(header::CONTENT_LENGTH, length)?;
+    }
+    Ok(length)
 }
 
 fn number(value: &[u8]) -> Result<u64, Box<Error>> {

@@ -108,7 +108,9 @@ fn read<'b>(
     fields: &mut [MaybeUninit<httparse::Header<'b>>],
 ) -> Result<Option<Lines>, httparse::Error> {
     let mut answer = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
+    let mut config = httparse::ParserConfig::default();
+    // A proxy has to take it away (RFC 9112 section 5.1).
+    config.allow_spaces_after_header_name_in_responses(true);
     let Status::Complete(bytes) =
         config.parse_response_with_uninit_headers(&mut answer, buf, fields)?
     else {
