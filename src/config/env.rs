@@ -1,5 +1,7 @@
 //! Environment variables, put over the file.
 
+mod collector;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
@@ -38,7 +40,7 @@ const fn secret(name: &'static str, path: &'static str) -> Variable {
 }
 
 /// Every variable that is read.
-pub const VARIABLES: [Variable; 25] = [
+pub const VARIABLES: [Variable; 36] = [
     variable("ENVIRONMENT", "environment"),
     secret("DATABASE_URL", "database.url"),
     secret("REDIS_URL", "limits.redis.url"),
@@ -64,6 +66,17 @@ pub const VARIABLES: [Variable; 25] = [
     variable("PRO_TIER_RATE_DAY", "tiers.pro.per_day"),
     variable("ENTERPRISE_TIER_RATE_MINUTE", "tiers.enterprise.per_minute"),
     variable("ENTERPRISE_TIER_RATE_DAY", "tiers.enterprise.per_day"),
+    variable("OTEL_EXPORTER_OTLP_ENDPOINT", "tracing.endpoint"),
+    variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "tracing.endpoint"),
+    variable("OTEL_EXPORTER_OTLP_CERTIFICATE", "tracing.ca"),
+    variable("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "tracing.ca"),
+    secret("OTEL_EXPORTER_OTLP_HEADERS", "tracing.headers"),
+    secret("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "tracing.headers"),
+    variable("OTEL_EXPORTER_OTLP_TIMEOUT", "tracing.timeout"),
+    variable("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "tracing.timeout"),
+    variable("OTEL_EXPORTER_OTLP_PROTOCOL", ""),
+    variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", ""),
+    variable("OTEL_SERVICE_NAME", "tracing.service_name"),
 ];
 
 /// The variables of this process. What is not Unicode is read lossily, and refused where it is
@@ -101,6 +114,7 @@ pub fn apply(file: &mut File, variables: &BTreeMap<String, String>, cx: &mut Con
     over.set("METRICS_ENDPOINT", &mut file.metrics.path, |text| {
         Ok(text.to_string())
     });
+    over.collector(&mut file.tracing);
     let tiers = &mut file.tiers;
     over.set(
         "FREE_TIER_RATE_MINUTE",

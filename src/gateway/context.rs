@@ -228,6 +228,7 @@ impl Gateway {
             guest,
             guest_us: usage.map(|u: Usage| u.wall.as_micros() as u64),
             upstream: ctx.proxied.server_name(),
+            trace_id: ctx.trace.as_ref().map(|trace| trace.id().to_string()),
             error,
         };
         line.write(status >= 500);

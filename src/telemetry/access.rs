@@ -48,6 +48,9 @@ pub struct RequestLine<'a, E: Display> {
     pub guest_us: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<&'a str>,
+    /// Of the trace, where there are traces, whether or not the collector is told of this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub error: Option<E>,
 }
@@ -127,6 +130,7 @@ impl<E: Display> RequestLine<'_, E> {
                     guest = self.guest,
                     guest_us = self.guest_us,
                     upstream = self.upstream,
+                    trace_id = self.trace_id,
                     error = self.error.as_ref().map(tracing::field::display),
                     "request"
                 )
@@ -224,6 +228,7 @@ mod tests {
             guest: None,
             guest_us: None,
             upstream: Some("http://u:80"),
+            trace_id: None,
             error: Some("broke \"off\"\n"),
         }
     }

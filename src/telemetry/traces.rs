@@ -1,15 +1,17 @@
 //! Traces: what a request spent its time on, told to an OpenTelemetry collector (OTLP over HTTP).
 //!
 //! A request notes its spans in memory of its own, and hands them over as a whole when it has ended: to
-//! a bounded queue, which a thread of its own reads. Nothing on the path of a request waits for the
+//! a queue, bounded in bytes, which a thread of its own reads. Nothing on the path of a request waits for the
 //! collector; what finds the queue full is dropped, and counted.
 
 mod context;
 mod export;
+mod room;
 mod span;
 
 use std::path::PathBuf;
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, SyncSender};
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -19,6 +21,7 @@ use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator};
 use super::metrics::metrics;
 use super::sample;
 use context::Parent;
+use room::{Place, Room};
 
 pub use context::{TRACEPARENT, TRACESTATE};
 pub use export::TracesError;
@@ -31,14 +34,16 @@ pub struct Settings {
     pub endpoint: String,
     /// The only authorities believed, in PEM; `None` is the system's.
     pub ca: Option<PathBuf>,
+    /// What else the collector is sent, such as credentials.
+    pub headers: HeaderMap,
     /// The name under which the collector shows this service.
     pub service: String,
     /// Of the traces that begin here, the share that is told: 0 to 1.
     pub sample: f64,
     /// Whose `traceparent` is gone on with.
     pub parents: Parents,
-    /// Spans that may wait for the collector.
-    pub spans_queued_max: usize,
+    /// Memory of the traces that wait for the collector, those on their way to it included.
+    pub queue_bytes_max: usize,
     /// Longest wait for the collector's answer.
     pub timeout: Duration,
 }
@@ -64,12 +69,13 @@ struct Running {
     sample: f64,
     parents: Parents,
     ids: RandomIdGenerator,
-    queue: SyncSender<Message>,
+    room: Arc<Room>,
+    queue: Sender<Message>,
 }
 
 /// What the thread is sent.
 enum Message {
-    Ended(Box<(Trace, Answer)>),
+    Ended(Box<(Trace, Answer)>, Place),
     /// Send what there is, and say so.
     Stop(SyncSender<()>),
 }
@@ -87,6 +93,7 @@ impl Tracer {
             sample: settings.sample,
             parents: settings.parents,
             ids: RandomIdGenerator::default(),
+            room: Room::new(settings.queue_bytes_max),
             queue: export::start(settings)?,
         })))
     }
@@ -103,14 +110,16 @@ impl Tracer {
         let Some(running) = self.0.as_ref().filter(|_| trace.is_sampled()) else {
             return;
         };
-        let spans = trace.spans_count();
-        let ended = Message::Ended(Box::new((trace, answer())));
-        match running.queue.try_send(ended) {
-            Ok(()) => {}
+        let answer = answer();
+        let spans = trace.spans_count() as u64;
+        let is_sent = running
+            .room
+            .take(trace.bytes(&answer))
+            .map(|place| Message::Ended(Box::new((trace, answer)), place))
             // The thread ends with the process only.
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                metrics().trace_spans("dropped", spans as u64);
-            }
+            .is_some_and(|message| running.queue.send(message).is_ok());
+        if !is_sent {
+            metrics().trace_spans("dropped", spans);
         }
     }
 
@@ -120,8 +129,8 @@ impl Tracer {
             return;
         };
         let (done, is_done) = std::sync::mpsc::sync_channel(1);
-        // Where there is no room the collector is behind, and would not have it in time.
-        if running.queue.try_send(Message::Stop(done)).is_ok() {
+        // Where much waits the collector is behind, and would not have it in time.
+        if !running.room.is_crowded() && running.queue.send(Message::Stop(done)).is_ok() {
             let _ = is_done.recv_timeout(longest);
         }
     }
@@ -172,12 +181,15 @@ fn flags(is_sampled: bool) -> TraceFlags {
 mod tests {
     use super::*;
 
+    const ROOM: usize = 64 << 10;
+
     fn tracer(sample: f64, parents: Parents) -> (Tracer, std::sync::mpsc::Receiver<Message>) {
-        let (queue, received) = std::sync::mpsc::sync_channel(2);
+        let (queue, received) = std::sync::mpsc::channel();
         let running = Running {
             sample,
             parents,
             ids: RandomIdGenerator::default(),
+            room: Room::new(ROOM),
             queue,
         };
         (Tracer(Some(running)), received)
@@ -242,13 +254,20 @@ mod tests {
             count.map_or(0.0, |count| count.parse().unwrap())
         };
         let before: f64 = dropped();
-        for _ in 0..5 {
-            let trace = tracer.begin(&HeaderMap::new(), false).unwrap();
-            tracer.end(*trace, answer);
+        // A long path takes more of the room than a short one.
+        let mut ended = [0; 2];
+        for (at, path) in ["", &"x".repeat(1024)].iter().enumerate() {
+            while dropped() == before + at as f64 {
+                let trace = tracer.begin(&HeaderMap::new(), false).unwrap();
+                let path = (*path).to_owned();
+                tracer.end(*trace, || Answer { path, ..answer() });
+                ended[at] += 1;
+            }
+            // To stop does not wait where there is no room.
+            tracer.finish(Duration::from_secs(60));
+            assert_eq!(received.try_iter().count(), ended[at] - 1);
         }
-        assert_eq!(dropped() - before, 3.0);
-        // To stop does not wait where there is no room.
-        tracer.finish(Duration::from_secs(60));
-        assert_eq!(received.try_iter().count(), 2);
+        let [short, long] = ended;
+        assert!(long < short && (20..200).contains(&short), "{ended:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! Traces: a real collector's end of OTLP over HTTP, and what comes there.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -34,13 +35,25 @@ const ENVIRONMENT: &str = r#"(module
       (drop (call $get (i32.const 4096) (i32.const 65536)))
       (drop (call $write (i32.const 1) (i32.const 0) (i32.const 2) (i32.const 16)))))"#;
 
-/// A collector; what it has taken, each span with the name of its service.
+/// A collector.
 #[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<(String, Span)>>>);
+struct Collector {
+    /// What it has taken, each span with the name of its service.
+    spans: Arc<Mutex<Vec<(String, Span)>>>,
+    /// The heads of all requests, in lower case.
+    heads: Arc<Mutex<Vec<String>>>,
+    /// How many batches it refuses before it takes one.
+    refusals: Arc<AtomicUsize>,
+}
 
 impl Collector {
     async fn start() -> (Collector, String) {
+        Collector::refusing(0).await
+    }
+
+    async fn refusing(refusals: usize) -> (Collector, String) {
         let collector = Collector::default();
+        collector.refusals.store(refusals, Ordering::Relaxed);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
         let own = collector.clone();
@@ -73,10 +86,23 @@ impl Collector {
             while bytes.len() < end + length {
                 assert!(stream.read_buf(&mut bytes).await.unwrap() > 0);
             }
-            self.take(&bytes[end..end + length]);
+            self.heads.lock().unwrap().push(head);
+            let left = |left: usize| left.checked_sub(1);
+            let is_taken = self
+                .refusals
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left)
+                .is_err();
+            let status = if is_taken {
+                self.take(&bytes[end..end + length]);
+                "200 OK"
+            } else {
+                "503 Service Unavailable"
+            };
             bytes.drain(..end + length);
-            let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";
-            stream.write_all(answer).await.unwrap();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n"
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
         }
     }
 
@@ -88,7 +114,7 @@ impl Collector {
             for of_scope in of_resource.scope_spans {
                 let spans = of_scope.spans.into_iter();
                 let spans = spans.map(|span| (service.clone(), span));
-                self.0.lock().unwrap().extend(spans);
+                self.spans.lock().unwrap().extend(spans);
             }
         }
     }
@@ -96,7 +122,7 @@ impl Collector {
     /// All spans of the trace whose request has this name, once it is there with this part.
     async fn trace(&self, name: &str, part: &str) -> Vec<Span> {
         eventually(&format!("{name} with {part}"), async || {
-            let spans = self.0.lock().unwrap();
+            let spans = self.spans.lock().unwrap();
             let request = spans.iter().find(|(_, span)| span.name == name);
             let id = request?.1.trace_id.clone();
             let of_trace = spans.iter().filter(|(_, span)| span.trace_id == id);
@@ -187,7 +213,7 @@ async fn a_proxied_request_is_a_span_of_its_callers_trace_and_the_upstream_one_o
     assert_eq!(said("client.address"), "127.0.0.1");
     assert!(request.start_time_unix_nano <= upstream.start_time_unix_nano);
     assert!(upstream.end_time_unix_nano <= request.end_time_unix_nano);
-    let services = collector.0.lock().unwrap();
+    let services = collector.spans.lock().unwrap();
     assert!(services.iter().all(|(service, _)| service == "edge"));
 }
 
@@ -306,12 +332,68 @@ async fn strangers_do_not_decide_what_is_traced_and_without_a_collector_nothing_
         "{parent}"
     );
     assert_eq!(state, None);
-    assert!(collector.0.lock().unwrap().is_empty());
+    assert!(collector.spans.lock().unwrap().is_empty());
     // Off, the headers are the client's own, as any others are.
     let gateway = mirrored(self::gateway()).await;
     let (parent, state) = told(&gateway, &headers).await;
     assert_eq!(parent.as_deref(), Some(PARENT));
     assert_eq!(state.as_deref(), Some("a=1"));
+}
+
+#[tokio::test]
+async fn variables_and_files_name_the_collector_and_its_credentials_and_a_batch_is_sent_again() {
+    let (collector, url) = Collector::refusing(2).await;
+    let base = url.strip_suffix("/v1/traces").unwrap();
+    let dir = crate::support::gateway::workdir();
+    let file = dir.path().join("headers");
+    std::fs::write(&file, "authorization=Bearer%20s3same,x-tenant=edge\n").unwrap();
+    // Nothing listens at port 1, and what the file and the variable of all signals say does not count.
+    let gateway = traced("http://127.0.0.1:1/v1/traces")
+        .set("tracing.headers", json!("x-of-file=1"))
+        .set("tracing.sample", json!(1.0))
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", base)
+        .env("OTEL_EXPORTER_OTLP_HEADERS", "x-of-all=1")
+        .env(
+            "OTEL_EXPORTER_OTLP_TRACES_HEADERS_FILE",
+            file.to_str().unwrap(),
+        )
+        .env("OTEL_SERVICE_NAME", "by-variable")
+        .env("LOG_LEVEL", "trace")
+        .in_dir(dir)
+        .start_plain();
+    let request = gateway.client().get(gateway.http_url("/health/live"));
+    let answer = request.header("traceparent", PARENT).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let name = "GET builtin:health";
+    let spans = collector.trace(name, name).await;
+    assert_eq!((spans.len(), hex(&spans[0].trace_id)), (1, TRACE.into()));
+    assert_eq!(collector.spans.lock().unwrap()[0].0, "by-variable");
+    let heads = collector.heads.lock().unwrap().clone();
+    assert_eq!(heads.len(), 3, "{heads:?}");
+    for head in &heads {
+        assert!(head.contains("\r\nauthorization: bearer s3same\r\n"));
+        assert!(head.contains("\r\nx-tenant: edge\r\n"), "{head}");
+        assert!(!head.contains("x-of-"), "{head}");
+    }
+    let log = gateway.stderr();
+    assert!(log.contains(&format!(r#""trace_id":"{TRACE}""#)), "{log}");
+    assert!(!log.contains("s3same"), "{log}");
+}
+
+#[tokio::test]
+async fn a_collector_that_refuses_is_asked_a_few_times_and_then_done_without() {
+    let (collector, url) = Collector::refusing(usize::MAX).await;
+    let gateway = traced(&url).start_plain();
+    let request = gateway.client().get(gateway.http_url("/health/live"));
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    eventually("the batch is given up", async || {
+        let row = "wasmwiz_trace_spans_total{result=\"failed\"}";
+        (gateway.metric(row).await? > 0.0).then_some(())
+    })
+    .await;
+    // The first try and three more; what asked for the metrics is a batch of its own.
+    let tries = collector.heads.lock().unwrap().len();
+    assert!((4..8).contains(&tries), "{tries}");
 }
 
 /// A collector that takes connections and never answers costs spans: no time, no memory, no shutdown.
@@ -320,7 +402,7 @@ async fn a_collector_that_hangs_holds_up_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
     let mut gateway = traced(&url)
-        .set("tracing.queue_max", json!(64))
+        .set("tracing.queue_max", json!("64KiB"))
         .set("tracing.timeout", json!("2s"))
         .start_plain();
     let client = gateway.client();
@@ -329,7 +411,7 @@ async fn a_collector_that_hangs_holds_up_nothing() {
         let row = format!("wasmwiz_trace_spans_total{{result=\"{result}\"}}");
         gateway.metric(&row).await.unwrap_or(0.0)
     };
-    // While a batch hangs, the queue of 32 requests fills, and the rest is dropped.
+    // While a batch hangs, the queue of some 50 requests fills, and the rest is dropped.
     eventually("spans are dropped", async || {
         for _ in 0..100 {
             let answer = client.get(gateway.http_url("/health/live")).send().await;
@@ -376,7 +458,11 @@ fn settings_that_can_not_be_used_are_refused() {
             "must have 1 to 100 characters",
         ),
         (json!({ "parents": "some" }), "tracing.parents"),
-        (json!({ "queue_max": 1 }), "must be between 64 and 1000000"),
+        (json!({ "queue_max": 1 }), "must be between 64KiB and 1GiB"),
+        (
+            json!({ "headers": "secret" }),
+            "tracing.headers: entry 1 is not name=value",
+        ),
     ] {
         let config: Value = json!({ "tracing": settings });
         let file = dir.path().join("config.yaml");

@@ -333,10 +333,11 @@ impl Default for Tracing {
         Tracing {
             endpoint: None,
             ca: None,
+            headers: None,
             service_name: "wasm-wizard".to_string(),
             sample: 0.1,
             parents: Parents::Trusted,
-            queue_max: 8192,
+            queue_max: Size::mib(16),
             timeout: Period::secs(5),
         }
     }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::values::Period;
+use crate::config::values::{Period, Secret, Size};
 use crate::telemetry::logging::Format;
 use crate::telemetry::traces::Parents;
 
@@ -43,6 +43,9 @@ pub struct Tracing {
     pub endpoint: Option<String>,
     /// PEM file of the only authorities believed; null: the system's.
     pub ca: Option<String>,
+    /// What else it is sent, such as its credentials: `name=value`, several with commas between; better in
+    /// a file that `OTEL_EXPORTER_OTLP_HEADERS_FILE` names.
+    pub headers: Option<Secret>,
     /// The name under which the collector shows the gateway.
     pub service_name: String,
     /// The share of the traces begun here that is sent.
@@ -50,8 +53,8 @@ pub struct Tracing {
     pub sample: f64,
     /// Whose `traceparent` is gone on with.
     pub parents: Parents,
-    /// Spans that may wait for the collector.
-    pub queue_max: u32,
+    /// Memory of the traces that wait for the collector.
+    pub queue_max: Size,
     /// Longest wait for its answer.
     pub timeout: Period,
 }

@@ -105,7 +105,15 @@ fn every_variable_is_read_and_refused_by_name() {
     for variable in VARIABLES {
         if matches!(
             variable.name,
-            "METRICS_ENDPOINT" | "LOG_LEVEL" | "API_SALT" | "DATABASE_URL"
+            "METRICS_ENDPOINT"
+                | "LOG_LEVEL"
+                | "API_SALT"
+                | "DATABASE_URL"
+                // These count with an endpoint only.
+                | "OTEL_EXPORTER_OTLP_CERTIFICATE"
+                | "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE"
+                | "OTEL_EXPORTER_OTLP_PROTOCOL"
+                | "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
         ) {
             continue;
         }
@@ -279,4 +287,102 @@ routes:
         .map(|r| r.limits.on_redis_loss)
         .collect();
     assert_eq!(on_loss, [OnLoss::Open, OnLoss::Closed]);
+}
+
+#[test]
+fn a_collector_is_named_by_the_file_by_variables_of_all_signals_and_by_those_of_traces() {
+    let yaml = "tracing:
+  endpoint: https://file/v1/traces
+  ca: file.pem
+  service_name: file
+  timeout: 1s
+  headers: from=file
+";
+    let all = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://all:4318/"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "from=all"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "all.pem"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "2000"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_SERVICE_NAME", "all"),
+    ];
+    let traces = [
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "https://traces/elsewhere",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+            "from=traces, a = b%2Cc==",
+        ),
+        ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "traces.pem"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "3000"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
+    ];
+    let read = |yaml: &str, variables: &[(&str, &str)]| {
+        let loaded = load_with(yaml, variables).unwrap();
+        let printed = loaded.to_yaml().unwrap();
+        assert!(!printed.contains("from="), "{printed}");
+        loaded.config.tracing
+    };
+    let shown = |yaml: &str, variables: &[(&str, &str)]| {
+        let tracing = read(yaml, variables).unwrap();
+        (
+            tracing.endpoint,
+            tracing.headers["from"].to_str().unwrap().to_owned(),
+            tracing.ca.unwrap().display().to_string(),
+            tracing.timeout.as_secs(),
+            tracing.service,
+        )
+    };
+    let expected = |endpoint: &str, name: &str, secs, service: &str| {
+        let (name, ca) = (name.to_owned(), format!("{name}.pem"));
+        (endpoint.to_owned(), name, ca, secs, service.to_owned())
+    };
+    assert_eq!(
+        shown(yaml, &[]),
+        expected("https://file/v1/traces", "file", 1, "file")
+    );
+    let of_all = [&all[..4], &all[5..]].concat();
+    let by_all = expected("https://all:4318/v1/traces", "all", 2, "all");
+    assert_eq!(shown(yaml, &of_all), by_all);
+    assert_eq!(shown("", &of_all), by_all);
+    let both = [&all[..], &traces[..]].concat();
+    let by_traces = expected("https://traces/elsewhere", "traces", 3, "all");
+    assert_eq!(shown(yaml, &both), by_traces);
+    let headers = read("", &both).unwrap().headers;
+    assert_eq!(headers["a"], "b,c==");
+    assert!(!format!("{headers:?}").contains("b,c"));
+    // gRPC is refused where something would go there, and else none of our business.
+    let problems = problems_with("", &all);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    let expected = "OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, not 'grpc'";
+    assert!(problems[0].starts_with(expected), "{problems:?}");
+    assert!(read("", &all[4..]).is_none());
+}
+
+#[test]
+fn what_is_no_header_for_a_collector_is_refused_and_not_shown() {
+    let name = "OTEL_EXPORTER_OTLP_HEADERS";
+    let many: String = (0..20).map(|at| format!("h{at}=x,")).collect();
+    for (text, why) in [
+        ("hunter2", "entry 1 is not name=value"),
+        ("hunter2=", "entry 1 is not name=value"),
+        ("a=b,bearer hunter2=x", "entry 2 is not name=value"),
+        ("a=hunter2%0d%0ax: y", "entry 1 is not name=value"),
+        ("a=hunter2%4", "entry 1 is not name=value"),
+        ("a=hunter2%zz", "entry 1 is not name=value"),
+        (",a=hunter2", "entry 1 is not name=value"),
+        ("Content-Length=0", "'content-length' is set by the gateway"),
+        (&many, "has more than 16 headers"),
+    ] {
+        let problems = problems_with("", &[(name, text)]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let problem = &problems[0];
+        assert!(
+            problem.starts_with(name) && problem.contains(why),
+            "{text}: {problem}"
+        );
+        assert!(!problem.contains("hunter2"), "{problem}");
+    }
 }

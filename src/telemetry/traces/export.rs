@@ -2,13 +2,17 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use hyper_rustls::HttpsConnectorBuilder;
 use opentelemetry_http::hyper::HyperClient;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{
-    ExporterBuildError, Protocol, SpanExporter, WithExportConfig, WithHttpConfig,
+    ExporterBuildError, Protocol, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig,
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
@@ -16,6 +20,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
+use super::room::Place;
 use super::{Message, Settings};
 use crate::telemetry::metrics::metrics;
 
@@ -23,8 +28,8 @@ use crate::telemetry::metrics::metrics;
 const GATHER: Duration = Duration::from_secs(1);
 /// Spans of one message to the collector, about.
 const BATCH_SPANS: usize = 1024;
-/// The least number of spans of a request, its own and one of its parts: the queue counts requests.
-const SPANS_PER_REQUEST: usize = 2;
+/// How often a batch is sent again that the collector could not take, all within the time for its answer.
+const RETRIES_MAX: usize = 3;
 /// How often a collector that does not take them is written about in the log.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -40,9 +45,10 @@ pub enum TracesError {
 }
 
 /// Starts the thread. Nobody waits for it: it ends with the process.
-pub(super) fn start(settings: &Settings) -> Result<SyncSender<Message>, TracesError> {
+pub(super) fn start(settings: &Settings) -> Result<Sender<Message>, TracesError> {
     let exporter = exporter(settings)?;
-    let (queue, messages) = sync_channel((settings.spans_queued_max / SPANS_PER_REQUEST).max(1));
+    // Bounded by the room that each message has a place in.
+    let (queue, messages) = channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -72,7 +78,11 @@ fn exporter(settings: &Settings) -> Result<SpanExporter, TracesError> {
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(&settings.endpoint)
         .with_timeout(settings.timeout)
-        .with_http_client(HyperClient::new(connector, settings.timeout, None))
+        .with_retry_policy(RetryPolicy::recommended().with_max_retries(RETRIES_MAX))
+        .with_http_client(Client {
+            inner: HyperClient::new(connector, settings.timeout, None),
+            headers: settings.headers.clone(),
+        })
         .build()?;
     let resource = Resource::builder_empty()
         .with_service_name(settings.service.clone())
@@ -111,6 +121,28 @@ fn believing(ca: Option<&Path>) -> Result<ClientConfig, TracesError> {
         .with_no_client_auth())
 }
 
+/// Sends the headers of the settings. The library reads some from the environment by itself, and passes over
+/// what it can't read: the settings have them already, checked, and from a file where one is named.
+#[derive(Debug)]
+struct Client<C> {
+    inner: C,
+    headers: HeaderMap,
+}
+
+#[async_trait]
+impl<C: HttpClient> HttpClient for Client<C> {
+    async fn send_bytes(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let mut headers = self.headers.clone();
+        for name in [CONTENT_TYPE, CONTENT_ENCODING, USER_AGENT] {
+            if let Some(value) = request.headers_mut().remove(&name) {
+                headers.entry(name).or_insert(value);
+            }
+        }
+        *request.headers_mut() = headers;
+        self.inner.send_bytes(request).await
+    }
+}
+
 struct Sending {
     exporter: SpanExporter,
     /// Of this thread alone: a collector that hangs holds up nothing else.
@@ -122,6 +154,7 @@ struct Sending {
 impl Sending {
     fn serve(&mut self, messages: &Receiver<Message>) {
         let mut spans = Vec::new();
+        let mut places = Vec::new();
         let mut due = None;
         loop {
             let received = match due {
@@ -132,8 +165,9 @@ impl Sending {
                 }
             };
             match received {
-                Ok(Message::Ended(ended)) => {
+                Ok(Message::Ended(ended, place)) => {
                     let (trace, answer) = *ended;
+                    places.push(place);
                     spans.extend(trace.into_spans(answer));
                     due.get_or_insert_with(|| Instant::now() + GATHER);
                     if spans.len() < BATCH_SPANS {
@@ -141,7 +175,7 @@ impl Sending {
                     }
                 }
                 Ok(Message::Stop(done)) => {
-                    self.send(std::mem::take(&mut spans));
+                    self.send(std::mem::take(&mut spans), &mut places);
                     // Who asked may have stopped waiting.
                     let _ = done.send(());
                 }
@@ -149,12 +183,17 @@ impl Sending {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             due = None;
-            self.send(std::mem::take(&mut spans));
+            self.send(std::mem::take(&mut spans), &mut places);
         }
     }
 
-    /// Sends a batch, once: what the collector does not take is counted and forgotten.
-    fn send(&mut self, spans: Vec<SpanData>) {
+    /// Sends a batch and gives its places back: what the collector does not take is counted and forgotten.
+    fn send(&mut self, spans: Vec<SpanData>, places: &mut Vec<Place>) {
+        self.tell(spans);
+        places.clear();
+    }
+
+    fn tell(&mut self, spans: Vec<SpanData>) {
         if spans.is_empty() {
             return;
         }

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceId, TraceState};
-use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry::{InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
 
 use super::flags;
 
 /// Spans of one request besides its own; more are not noted.
 const PARTS_MAX: usize = 32;
+
+/// Attributes of a request's own span.
+const ATTRIBUTES_MAX: usize = 9;
 
 /// The trace of one request: its own span, and those of its parts.
 #[derive(Debug)]
@@ -85,8 +88,26 @@ impl Trace {
         self.is_sampled
     }
 
+    /// Its name in the log, and at the collector.
+    pub fn id(&self) -> TraceId {
+        self.id
+    }
+
     pub(super) fn spans_count(&self) -> usize {
         self.parts.len() + 1
+    }
+
+    /// Memory that it takes until the collector has it: that of the spans it becomes.
+    pub(super) fn bytes(&self, answer: &Answer) -> usize {
+        let fixed = self.spans_count() * size_of::<SpanData>()
+            + ATTRIBUTES_MAX * size_of::<KeyValue>()
+            + answer.host.as_ref().map_or(0, String::len)
+            // The name of the span has two of them again.
+            + 2 * (answer.method.len() + answer.route.len())
+            + answer.path.len()
+            + answer.request_id.len();
+        let said = self.parts.iter().flat_map(|part| &part.attributes);
+        fixed + said.map(attribute_bytes).sum::<usize>()
     }
 
     /// The value of `tracestate` for whoever is asked next.
@@ -157,6 +178,8 @@ impl Trace {
     /// The request has ended.
     pub fn close(&mut self) {
         self.ended = Instant::now();
+        // It is a part of the request's whole head, which would wait for the collector too.
+        self.state = None;
     }
 
     /// All spans as the collector is told them.
@@ -258,6 +281,14 @@ fn attributes(answer: Answer) -> Vec<KeyValue> {
     said
 }
 
+fn attribute_bytes(attribute: &KeyValue) -> usize {
+    let text = match &attribute.value {
+        Value::String(text) => text.as_str().len(),
+        _ => 0,
+    };
+    size_of::<KeyValue>() + text
+}
+
 fn status(failed: bool) -> Status {
     if failed {
         Status::error("")
@@ -324,5 +355,22 @@ mod tests {
             long.begin_upstream();
         }
         assert_eq!(long.spans_count(), PARTS_MAX + 1);
+        let text = "x".repeat(1000);
+        let answer = Answer {
+            path: text.clone(),
+            host: Some(text.clone()),
+            client: Some([192, 0, 2, 1].into()),
+            status: 500,
+            code: Some("internal"),
+            ..Answer::default()
+        };
+        assert!(long.bytes(&answer) > 2000 + (PARTS_MAX + 1) * size_of::<SpanData>());
+        let mut asks = self::trace(true);
+        asks.begin_upstream();
+        let bytes = asks.bytes(&answer);
+        asks.end_upstream(true, || upstream_attributes(text, 502));
+        let attributes_bytes = 1000 + 2 * size_of::<KeyValue>();
+        assert_eq!(asks.bytes(&answer), bytes + attributes_bytes);
+        assert_eq!(attributes(answer).len(), ATTRIBUTES_MAX);
     }
 }
