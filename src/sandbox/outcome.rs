@@ -61,11 +61,11 @@ impl End {
     pub fn status(&self) -> &'static str {
         match self {
             End::Exit(0) => "success",
-            End::Exit(_) | End::Trap(_) | End::StackLimit | End::TableLimit | End::HostError(_) => {
-                "execution_error"
-            }
+            End::Exit(_) | End::Trap(_) | End::HostError(_) => "execution_error",
             End::TimeLimit => "time_limit_exceeded",
             End::MemoryLimit => "memory_limit_exceeded",
+            End::StackLimit => "stack_limit_exceeded",
+            End::TableLimit => "table_limit_exceeded",
             End::OutputLimit => "output_limit_exceeded",
             End::Cancelled => "cancelled",
         }

@@ -65,6 +65,8 @@ pub enum Status {
     ExecutionError,
     TimeLimitExceeded,
     MemoryLimitExceeded,
+    StackLimitExceeded,
+    TableLimitExceeded,
     OutputLimitExceeded,
     /// What the client sent could not be executed.
     ValidationError,
@@ -75,29 +77,54 @@ pub enum Status {
 }
 
 impl Status {
-    pub const ALL: [Status; 8] = [
+    pub const ALL: [Status; 10] = [
         Status::Success,
         Status::ExecutionError,
         Status::TimeLimitExceeded,
         Status::MemoryLimitExceeded,
+        Status::StackLimitExceeded,
+        Status::TableLimitExceeded,
         Status::OutputLimitExceeded,
         Status::ValidationError,
         Status::Rejected,
         Status::Cancelled,
     ];
 
-    /// As it stands in the database and the API.
+    /// As it stands in the API and in logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Success => "success",
             Status::ExecutionError => "execution_error",
             Status::TimeLimitExceeded => "time_limit_exceeded",
             Status::MemoryLimitExceeded => "memory_limit_exceeded",
+            Status::StackLimitExceeded => "stack_limit_exceeded",
+            Status::TableLimitExceeded => "table_limit_exceeded",
             Status::OutputLimitExceeded => "output_limit_exceeded",
             Status::ValidationError => "validation_error",
             Status::Rejected => "rejected",
             Status::Cancelled => "cancelled",
         }
+    }
+
+    /// What programs know it as that were made before it: they share journals and databases with this one while
+    /// gateways are replaced, and must be able to read all of them.
+    pub fn before(self) -> Status {
+        match self {
+            Status::StackLimitExceeded | Status::TableLimitExceeded => Status::ExecutionError,
+            Status::Success
+            | Status::ExecutionError
+            | Status::TimeLimitExceeded
+            | Status::MemoryLimitExceeded
+            | Status::OutputLimitExceeded
+            | Status::ValidationError
+            | Status::Rejected
+            | Status::Cancelled => self,
+        }
+    }
+
+    /// The status, where [`Status::before`] is another one.
+    fn exact(self) -> Option<Status> {
+        (self.before() != self).then_some(self)
     }
 
     /// Whether a guest ran to an end of its own or its limits', so that its module counts it.
@@ -107,6 +134,8 @@ impl Status {
             | Status::ExecutionError
             | Status::TimeLimitExceeded
             | Status::MemoryLimitExceeded
+            | Status::StackLimitExceeded
+            | Status::TableLimitExceeded
             | Status::OutputLimitExceeded => true,
             Status::ValidationError | Status::Rejected | Status::Cancelled => false,
         }
@@ -117,11 +146,11 @@ impl From<&End> for Status {
     fn from(end: &End) -> Status {
         match end {
             End::Exit(0) => Status::Success,
-            End::Exit(_) | End::Trap(_) | End::StackLimit | End::TableLimit | End::HostError(_) => {
-                Status::ExecutionError
-            }
+            End::Exit(_) | End::Trap(_) | End::HostError(_) => Status::ExecutionError,
             End::TimeLimit => Status::TimeLimitExceeded,
             End::MemoryLimit => Status::MemoryLimitExceeded,
+            End::StackLimit => Status::StackLimitExceeded,
+            End::TableLimit => Status::TableLimitExceeded,
             End::OutputLimit => Status::OutputLimitExceeded,
             End::Cancelled => Status::Cancelled,
         }

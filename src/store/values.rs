@@ -135,6 +135,8 @@ closed_set!(Status {
     ExecutionError = "execution_error",
     TimeLimitExceeded = "time_limit_exceeded",
     MemoryLimitExceeded = "memory_limit_exceeded",
+    StackLimitExceeded = "stack_limit_exceeded",
+    TableLimitExceeded = "table_limit_exceeded",
     OutputLimitExceeded = "output_limit_exceeded",
     ValidationError = "validation_error",
     Rejected = "rejected",

@@ -15,11 +15,13 @@ use super::modules::{ModuleMetrics, ModulePlace};
 use super::shard::Sharded;
 
 /// How a guest may end, or not begin: the values of the label `status`.
-pub(super) const STATUSES: [&str; 7] = [
+pub(super) const STATUSES: [&str; 9] = [
     "success",
     "execution_error",
     "time_limit_exceeded",
     "memory_limit_exceeded",
+    "stack_limit_exceeded",
+    "table_limit_exceeded",
     "output_limit_exceeded",
     "cancelled",
     "rejected",

@@ -20,6 +20,23 @@ const HAS_CALLER: u8 = 1;
 const HAS_MODULE: u8 = 1 << 1;
 const HAS_MODULE_ID: u8 = 1 << 2;
 const HAS_ROUTE: u8 = 1 << 3;
+/// These make the status an exact one. Programs that do not know them pass over them, as this one does over flags
+/// that it does not know: so gateways of two versions can bring each other's records to the database.
+const IS_STACK_LIMIT: u8 = 1 << 4;
+const IS_TABLE_LIMIT: u8 = 1 << 5;
+
+/// The statuses that have a number, which is their place here. No other ever gets one, as whoever does not know it
+/// would take the record for damage; it gets a flag, beside what [`Status::before`] says.
+const NUMBERED: [Status; 8] = [
+    Status::Success,
+    Status::ExecutionError,
+    Status::TimeLimitExceeded,
+    Status::MemoryLimitExceeded,
+    Status::OutputLimitExceeded,
+    Status::ValidationError,
+    Status::Rejected,
+    Status::Cancelled,
+];
 
 /// An execution that has ended, or was refused, as it is recorded.
 #[derive(Debug, Clone, Copy)]
@@ -81,12 +98,14 @@ pub(super) fn encode(
         (HAS_MODULE, entry.module.is_some()),
         (HAS_MODULE_ID, entry.module_id.is_some()),
         (HAS_ROUTE, entry.route.is_some()),
+        (IS_STACK_LIMIT, entry.status == Status::StackLimitExceeded),
+        (IS_TABLE_LIMIT, entry.status == Status::TableLimitExceeded),
     ] {
         if is_there {
             flags |= flag;
         }
     }
-    let status = Status::ALL.iter().position(|s| *s == entry.status);
+    let status = NUMBERED.iter().position(|s| *s == entry.status.before());
     let mut writer = Writer { buffer, at: 0 };
     writer.put(&[VERSION, status.unwrap_or_default() as u8, flags]);
     writer.put(usage::id(at, unique).as_bytes());
@@ -158,9 +177,16 @@ pub(super) fn decode(record: &[u8]) -> Option<Execution> {
     if reader.byte()? != VERSION {
         return None;
     }
-    let status = *Status::ALL.get(usize::from(reader.byte()?))?;
+    let numbered = *NUMBERED.get(usize::from(reader.byte()?))?;
     let flags = reader.byte()?;
     let has = |flag| flags & flag != 0;
+    let status = if has(IS_STACK_LIMIT) {
+        Status::StackLimitExceeded
+    } else if has(IS_TABLE_LIMIT) {
+        Status::TableLimitExceeded
+    } else {
+        numbered
+    };
     let id = reader.id()?;
     let at = i64::from_le_bytes(reader.array()?);
     let execution = Execution {
@@ -267,6 +293,58 @@ mod tests {
         #[test]
         fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = decode(&bytes);
+        }
+    }
+
+    fn of_status(status: Status) -> Vec<u8> {
+        let entry = Entry {
+            caller: None,
+            module: None,
+            module_id: None,
+            route: None,
+            status,
+            used: Used::default(),
+            request_id: "r",
+        };
+        bytes(&entry, DateTime::UNIX_EPOCH)
+    }
+
+    /// What the journals of programs hold that have numbers for statuses only.
+    #[test]
+    fn records_of_before_are_read() {
+        for (number, status) in [
+            Status::Success,
+            Status::ExecutionError,
+            Status::TimeLimitExceeded,
+            Status::MemoryLimitExceeded,
+            Status::OutputLimitExceeded,
+            Status::ValidationError,
+            Status::Rejected,
+            Status::Cancelled,
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut record = vec![1, number as u8, 0];
+            record.extend(usage::id(DateTime::UNIX_EPOCH, 7).as_bytes());
+            record.extend([0; 6 * 8]);
+            record.extend([1, b'r']);
+            assert_eq!(record, of_status(status));
+            assert_eq!(decode(&record).map(|read| read.status), Some(status));
+            record[1] = 8;
+            assert_eq!(decode(&record), None);
+        }
+    }
+
+    /// They look at the number and at four flags, and see no difference.
+    #[test]
+    fn programs_of_before_read_new_statuses_as_errors() {
+        let known = of_status(Status::ExecutionError);
+        for status in [Status::StackLimitExceeded, Status::TableLimitExceeded] {
+            let mut record = of_status(status);
+            assert_eq!(decode(&record).map(|read| read.status), Some(status));
+            record[2] &= HAS_CALLER | HAS_MODULE | HAS_MODULE_ID | HAS_ROUTE;
+            assert_eq!(record, known, "{status:?}");
         }
     }
 

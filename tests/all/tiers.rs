@@ -138,6 +138,7 @@ async fn has_little(caller: &Caller<'_>, stored: &str) {
         for (status, receipt) in caller.execute(stored, input).await {
             assert_eq!(status, 422, "{input}: {receipt}");
             assert_eq!(receipt["code"], code, "{receipt}");
+            assert_eq!(receipt["status"], code, "{receipt}");
             assert_eq!(receipt["limit"], limit, "{receipt}");
             assert!(receipt["output"].as_str().unwrap().starts_with("out"));
             assert_eq!(receipt["stderr"], "err");

@@ -20,6 +20,11 @@ const FAIL: &str = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func
 /// Wants memory until it gets none, and then traps.
 const GROW: &str = r#"(module (memory (export "memory") 1) (func (export "_start")
     (loop $l (br_if $l (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable))"#;
+/// Calls itself without end.
+const DEEP: &str = r#"(module (memory (export "memory") 1) (func $f (export "_start") (call $f)))"#;
+/// Wants table elements until it gets none, and then traps.
+const TABLE: &str = r#"(module (memory (export "memory") 1) (table 1 funcref) (func (export "_start")
+    (loop $l (br_if $l (i32.ne (table.grow (ref.null func) (i32.const 1000)) (i32.const -1)))) unreachable))"#;
 /// Writes for ever.
 const WRITE: &str = r#"(module
     (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
@@ -81,6 +86,8 @@ async fn each_execution_leaves_one_record() {
         (FAIL, 422, "execution_error"),
         (SPIN, 422, "time_limit_exceeded"),
         (GROW, 422, "memory_limit_exceeded"),
+        (DEEP, 422, "stack_limit_exceeded"),
+        (TABLE, 422, "table_limit_exceeded"),
         (WRITE, 422, "output_limit_exceeded"),
         ("this is no module", 422, "validation_error"),
     ] {
@@ -197,6 +204,14 @@ async fn each_execution_leaves_one_record() {
         ),
         (3, 2, 3)
     );
+    assert_eq!(
+        (sums["stack_limit_exceeded"], sums["table_limit_exceeded"]),
+        (1, 1)
+    );
+    for (status, count) in [("stack_limit_exceeded", 1.0), ("table_limit_exceeded", 1.0)] {
+        let metric = format!("wasmwiz_guests_total{{status=\"{status}\"}}");
+        assert_eq!(gateway.metric(&metric).await, Some(count), "{metric}");
+    }
     let (_, module) = get(&gateway, &key, &path).await;
     assert_eq!(module["execution_count"], 1);
     // What was delivered is no longer in the journal, and a clean end leaves nothing.

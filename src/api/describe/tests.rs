@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::super::{Asks, ENDPOINTS};
 use super::*;
 use crate::auth::Scope;
+use crate::store::usage::Status;
 
 /// What the gateway answers itself, beside the control plane.
 const BESIDE: [&str; 6] = [
@@ -186,4 +187,27 @@ fn what_the_description_says_is_text_on_the_page() {
     let page = page::render(&description);
     assert!(!page.contains("<script>") && !page.contains("<b>"));
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"));
+}
+
+#[test]
+fn statuses_are_those_that_there_are() {
+    let description = description().unwrap();
+    let listed = |schema: &Value| -> BTreeSet<String> {
+        let words = schema["enum"].as_array().unwrap().iter();
+        words
+            .map(|word| word.as_str().unwrap().to_owned())
+            .collect()
+    };
+    let schemas = &description["components"]["schemas"];
+    let all: BTreeSet<_> = Status::ALL.map(|s| s.as_str().to_owned()).into();
+    assert_eq!(listed(&schemas["ExecutionStatus"]), all);
+    // Who did not run, or is gone, gets no receipt.
+    let answered = &all
+        - &["validation_error", "rejected", "cancelled"]
+            .map(String::from)
+            .into();
+    assert_eq!(
+        listed(&schemas["Receipt"]["properties"]["status"]),
+        answered
+    );
 }

@@ -85,7 +85,22 @@ struct ExecutionRow {
     request_id: String,
 }
 
-/// Sums of [`TotalRow`]s. `$user` is the first condition. The types of sums are named, because PostgreSQL
+/// The rows of one of the tables with sums of days. `$user` is the first condition.
+macro_rules! days {
+    ($table:literal, $user:literal) => {
+        concat!(
+            "SELECT user_id, day, key_id, module, status, executions, wall_us, cpu_us, \
+             memory_peak_bytes, bytes_in, bytes_out FROM ",
+            $table,
+            " WHERE ",
+            $user,
+            " AND day BETWEEN $2 AND $3 AND ($4 IS NULL OR key_id = $4) \
+             AND ($5 IS NULL OR module = $5)"
+        )
+    };
+}
+
+/// Sums of [`TotalRow`]s, of both tables. The types of sums are named, because PostgreSQL
 /// makes a sum of BIGINT a NUMERIC.
 macro_rules! totals {
     ($user:literal) => {
@@ -97,10 +112,11 @@ macro_rules! totals {
              CAST(SUM(wall_us) AS BIGINT) AS wall_us, CAST(SUM(cpu_us) AS BIGINT) AS cpu_us, \
              MAX(memory_peak_bytes) AS memory_peak_bytes, \
              CAST(SUM(bytes_in) AS BIGINT) AS bytes_in, \
-             CAST(SUM(bytes_out) AS BIGINT) AS bytes_out FROM usage_daily WHERE ",
-            $user,
-            " AND day BETWEEN $2 AND $3 AND ($4 IS NULL OR key_id = $4) \
-             AND ($5 IS NULL OR module = $5) GROUP BY 1, 2, 3, 4, 5 \
+             CAST(SUM(bytes_out) AS BIGINT) AS bytes_out FROM (",
+            days!("usage_daily", $user),
+            " UNION ALL ",
+            days!("usage_daily_exact", $user),
+            ") AS days GROUP BY 1, 2, 3, 4, 5 \
              ORDER BY 1 DESC, 6 DESC, 2, 3, 4, 5 LIMIT $6 OFFSET $12"
         )
     };
@@ -110,8 +126,9 @@ macro_rules! totals {
 macro_rules! executions {
     ($user:literal) => {
         concat!(
-            "SELECT id, at, user_id, key_id, module, module_id, route, status, wall_us, cpu_us, \
-             memory_peak_bytes, bytes_in, bytes_out, request_id FROM usage WHERE ",
+            "SELECT id, at, user_id, key_id, module, module_id, route, \
+             COALESCE(exact_status, status) AS status, wall_us, cpu_us, memory_peak_bytes, \
+             bytes_in, bytes_out, request_id FROM usage WHERE ",
             $user,
             " AND id >= $2 AND id < $3 AND ($4 IS NULL OR key_id = $4) \
              AND ($5 IS NULL OR module = $5) ORDER BY id DESC LIMIT $6"

@@ -36,9 +36,13 @@ pub(super) struct Count {
     pub last_at: DateTime<Utc>,
 }
 
+pub(super) type Days = BTreeMap<Group, Sum>;
+
 #[derive(Debug, Default)]
 pub(super) struct Sums {
-    pub days: BTreeMap<Group, Sum>,
+    pub days: Days,
+    /// Of rows with an exact status, whose sums stand in a table of their own.
+    pub exact_days: Days,
     pub modules: BTreeMap<Uuid, Count>,
 }
 
@@ -68,7 +72,11 @@ impl Sums {
             module: kept_module(execution),
             status: execution.status,
         };
-        let sum = self.days.entry(group).or_default();
+        let days = match execution.status.exact() {
+            Some(_) => &mut self.exact_days,
+            None => &mut self.days,
+        };
+        let sum = days.entry(group).or_default();
         sum.executions += 1;
         sum.wall_us += used(execution.wall_us);
         sum.cpu_us += used(execution.cpu_us);

@@ -13,6 +13,33 @@ const DELETED_MAX: i64 = 2_000;
 /// other numbers.
 const LOCK: i64 = 0x7761_736d_7573_6167;
 
+/// Deletes old sums of one of the tables with them.
+macro_rules! sqlite_delete {
+    ($table:literal) => {
+        concat!(
+            "DELETE FROM ",
+            $table,
+            " WHERE (user_id, day, key_id, module, status) IN \
+             (SELECT user_id, day, key_id, module, status FROM ",
+            $table,
+            " WHERE day < $1 LIMIT $2)"
+        )
+    };
+}
+
+/// The same, by the rows' places.
+macro_rules! postgres_delete {
+    ($table:literal) => {
+        concat!(
+            "DELETE FROM ",
+            $table,
+            " WHERE ctid = ANY (ARRAY (SELECT ctid FROM ",
+            $table,
+            " WHERE day < $1 LIMIT $2))"
+        )
+    };
+}
+
 /// What one step of the upkeep did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -37,12 +64,16 @@ impl Store {
         let lock = self
             .pool()
             .text("SELECT $1 = $1", "SELECT pg_try_advisory_xact_lock($1)");
-        let delete_days = self.pool().text(
-            "DELETE FROM usage_daily WHERE (user_id, day, key_id, module, status) IN \
-             (SELECT user_id, day, key_id, module, status FROM usage_daily WHERE day < $1 LIMIT $2)",
-            "DELETE FROM usage_daily WHERE ctid = ANY (ARRAY \
-             (SELECT ctid FROM usage_daily WHERE day < $1 LIMIT $2))",
-        );
+        let delete_days = [
+            self.pool().text(
+                sqlite_delete!("usage_daily"),
+                postgres_delete!("usage_daily"),
+            ),
+            self.pool().text(
+                sqlite_delete!("usage_daily_exact"),
+                postgres_delete!("usage_daily_exact"),
+            ),
+        ];
         in_transaction!(self, |tx| {
             let alone: bool = sqlx::query_scalar(lock)
                 .bind(LOCK)
@@ -51,7 +82,7 @@ impl Store {
             if !alone {
                 Ok(Step::Busy)
             } else {
-                let rows = sqlx::query(
+                let mut deleted = sqlx::query(
                     "DELETE FROM usage WHERE id IN \
                      (SELECT id FROM usage WHERE id < $1 ORDER BY id LIMIT $2)",
                 )
@@ -60,13 +91,15 @@ impl Store {
                 .execute(&mut *tx)
                 .await?
                 .rows_affected();
-                let days = sqlx::query(delete_days)
-                    .bind(days_before)
-                    .bind(DELETED_MAX)
-                    .execute(&mut *tx)
-                    .await?
-                    .rows_affected();
-                Ok(match rows + days {
+                for delete in delete_days {
+                    deleted += sqlx::query(delete)
+                        .bind(days_before)
+                        .bind(DELETED_MAX)
+                        .execute(&mut *tx)
+                        .await?
+                        .rows_affected();
+                }
+                Ok(match deleted {
                     0 => Step::Done,
                     deleted => Step::Deleted(deleted),
                 })

@@ -6,11 +6,54 @@ use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Sqlite, Transaction};
 use uuid::Uuid;
 
-use super::sums::{Count, Group, Sum, Sums};
+use super::sums::{Count, Days, Sum, Sums};
 use super::{BATCH_ROWS_MAX, Execution, Status, used};
 use crate::store::pool::Pool;
 use crate::store::values::Stamp;
 use crate::store::{Store, StoreError};
+
+/// Adds a sum to its day's in one of the tables of sums.
+macro_rules! sqlite_add {
+    ($table:literal) => {
+        concat!(
+            "INSERT INTO ",
+            $table,
+            " (user_id, day, key_id, module, status, executions, wall_us, \
+             cpu_us, memory_peak_bytes, bytes_in, bytes_out) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+             ON CONFLICT (user_id, day, key_id, module, status) DO UPDATE SET \
+             executions = executions + excluded.executions, \
+             wall_us = wall_us + excluded.wall_us, cpu_us = cpu_us + excluded.cpu_us, \
+             memory_peak_bytes = MAX(memory_peak_bytes, excluded.memory_peak_bytes), \
+             bytes_in = bytes_in + excluded.bytes_in, bytes_out = bytes_out + excluded.bytes_out"
+        )
+    };
+}
+
+/// The same for a column each, so that a batch is one statement.
+macro_rules! postgres_add {
+    ($table:literal) => {
+        concat!(
+            "INSERT INTO ",
+            $table,
+            " AS d (user_id, day, key_id, module, status, executions, wall_us, \
+             cpu_us, memory_peak_bytes, bytes_in, bytes_out) \
+             SELECT * FROM UNNEST($1::uuid[], $2::date[], $3::uuid[], $4::bytea[], $5::text[], \
+             $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[]) \
+             ON CONFLICT (user_id, day, key_id, module, status) DO UPDATE SET \
+             executions = d.executions + excluded.executions, \
+             wall_us = d.wall_us + excluded.wall_us, cpu_us = d.cpu_us + excluded.cpu_us, \
+             memory_peak_bytes = GREATEST(d.memory_peak_bytes, excluded.memory_peak_bytes), \
+             bytes_in = d.bytes_in + excluded.bytes_in, \
+             bytes_out = d.bytes_out + excluded.bytes_out"
+        )
+    };
+}
+
+const SQLITE_DAYS: &str = sqlite_add!("usage_daily");
+const SQLITE_EXACT_DAYS: &str = sqlite_add!("usage_daily_exact");
+const POSTGRES_DAYS: &str = postgres_add!("usage_daily");
+const POSTGRES_EXACT_DAYS: &str = postgres_add!("usage_daily_exact");
 
 impl Store {
     /// Writes the rows that are not there yet, and adds them to the sums of their days and to the counts
@@ -35,7 +78,8 @@ impl Store {
                     let mut transaction = sqlite.begin().await?;
                     let new = sqlite_rows(&mut transaction, executions).await?;
                     let sums = sums_of(executions, &new);
-                    sqlite_days(&mut transaction, &sums.days).await?;
+                    sqlite_days(&mut transaction, SQLITE_DAYS, &sums.days).await?;
+                    sqlite_days(&mut transaction, SQLITE_EXACT_DAYS, &sums.exact_days).await?;
                     sqlite_modules(&mut transaction, &sums.modules).await?;
                     transaction.commit().await?;
                     Ok(new.len() as u64)
@@ -44,7 +88,8 @@ impl Store {
                     let mut transaction = postgres.begin().await?;
                     let new = postgres_rows(&mut transaction, executions).await?;
                     let sums = sums_of(executions, &new);
-                    postgres_days(&mut transaction, &sums.days).await?;
+                    postgres_days(&mut transaction, POSTGRES_DAYS, &sums.days).await?;
+                    postgres_days(&mut transaction, POSTGRES_EXACT_DAYS, &sums.exact_days).await?;
                     postgres_modules(&mut transaction, &sums.modules).await?;
                     transaction.commit().await?;
                     Ok(new.len() as u64)
@@ -93,8 +138,8 @@ async fn sqlite_rows(
     for row in executions {
         let done = sqlx::query(
             "INSERT INTO usage (id, at, user_id, key_id, module, module_id, route, status, \
-             wall_us, cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+             wall_us, cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id, exact_status) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
              ON CONFLICT (id) DO NOTHING",
         )
         .bind(row.id)
@@ -104,13 +149,14 @@ async fn sqlite_rows(
         .bind(row.module)
         .bind(row.module_id)
         .bind(row.route.as_deref())
-        .bind(row.status)
+        .bind(row.status.before())
         .bind(used(row.wall_us))
         .bind(used(row.cpu_us))
         .bind(used(row.memory_peak_bytes))
         .bind(used(row.bytes_in))
         .bind(used(row.bytes_out))
         .bind(&row.request_id)
+        .bind(row.status.exact())
         .execute(&mut **transaction)
         .await
         .map_err(of_row)?;
@@ -123,32 +169,24 @@ async fn sqlite_rows(
 
 async fn sqlite_days(
     transaction: &mut Transaction<'_, Sqlite>,
-    days: &BTreeMap<Group, Sum>,
+    add: &'static str,
+    days: &Days,
 ) -> Result<(), StoreError> {
     for (group, sum) in days {
-        sqlx::query(
-            "INSERT INTO usage_daily (user_id, day, key_id, module, status, executions, wall_us, \
-             cpu_us, memory_peak_bytes, bytes_in, bytes_out) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
-             ON CONFLICT (user_id, day, key_id, module, status) DO UPDATE SET \
-             executions = executions + excluded.executions, \
-             wall_us = wall_us + excluded.wall_us, cpu_us = cpu_us + excluded.cpu_us, \
-             memory_peak_bytes = MAX(memory_peak_bytes, excluded.memory_peak_bytes), \
-             bytes_in = bytes_in + excluded.bytes_in, bytes_out = bytes_out + excluded.bytes_out",
-        )
-        .bind(group.user_id)
-        .bind(group.day)
-        .bind(group.key_id)
-        .bind(&group.module)
-        .bind(group.status)
-        .bind(sum.executions)
-        .bind(sum.wall_us)
-        .bind(sum.cpu_us)
-        .bind(sum.memory_peak_bytes)
-        .bind(sum.bytes_in)
-        .bind(sum.bytes_out)
-        .execute(&mut **transaction)
-        .await?;
+        sqlx::query(add)
+            .bind(group.user_id)
+            .bind(group.day)
+            .bind(group.key_id)
+            .bind(&group.module)
+            .bind(group.status)
+            .bind(sum.executions)
+            .bind(sum.wall_us)
+            .bind(sum.cpu_us)
+            .bind(sum.memory_peak_bytes)
+            .bind(sum.bytes_in)
+            .bind(sum.bytes_out)
+            .execute(&mut **transaction)
+            .await?;
     }
     Ok(())
 }
@@ -188,6 +226,7 @@ struct Columns<'a> {
     bytes_in: Vec<i64>,
     bytes_out: Vec<i64>,
     request_ids: Vec<&'a str>,
+    exact_statuses: Vec<Option<&'static str>>,
 }
 
 impl<'a> Columns<'a> {
@@ -205,13 +244,16 @@ impl<'a> Columns<'a> {
                 .push(row.module.map(|module| module.0.to_vec()));
             columns.module_ids.push(row.module_id);
             columns.routes.push(row.route.as_deref());
-            columns.statuses.push(row.status.as_str());
+            columns.statuses.push(row.status.before().as_str());
             columns.wall_us.push(used(row.wall_us));
             columns.cpu_us.push(used(row.cpu_us));
             columns.memory_peak_bytes.push(used(row.memory_peak_bytes));
             columns.bytes_in.push(used(row.bytes_in));
             columns.bytes_out.push(used(row.bytes_out));
             columns.request_ids.push(&row.request_id);
+            columns
+                .exact_statuses
+                .push(row.status.exact().map(Status::as_str));
         }
         columns
     }
@@ -224,10 +266,10 @@ async fn postgres_rows(
     let columns = Columns::of(executions);
     let new: Vec<Uuid> = sqlx::query_scalar(
         "INSERT INTO usage (id, at, user_id, key_id, module, module_id, route, status, wall_us, \
-         cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id) \
+         cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id, exact_status) \
          SELECT * FROM UNNEST($1::uuid[], $2::timestamptz[], $3::uuid[], $4::uuid[], $5::bytea[], \
          $6::uuid[], $7::text[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[], \
-         $12::bigint[], $13::bigint[], $14::text[]) ON CONFLICT (id) DO NOTHING RETURNING id",
+         $12::bigint[], $13::bigint[], $14::text[], $15::text[]) ON CONFLICT (id) DO NOTHING RETURNING id",
     )
     .bind(columns.ids)
     .bind(columns.ats)
@@ -243,6 +285,7 @@ async fn postgres_rows(
     .bind(columns.bytes_in)
     .bind(columns.bytes_out)
     .bind(columns.request_ids)
+    .bind(columns.exact_statuses)
     .fetch_all(&mut **transaction)
     .await
     .map_err(of_row)?;
@@ -251,44 +294,35 @@ async fn postgres_rows(
 
 async fn postgres_days(
     transaction: &mut Transaction<'_, Postgres>,
-    days: &BTreeMap<Group, Sum>,
+    add: &'static str,
+    days: &Days,
 ) -> Result<(), StoreError> {
     if days.is_empty() {
         return Ok(());
     }
     let of_sum = |value: fn(&Sum) -> i64| days.values().map(value).collect::<Vec<_>>();
-    sqlx::query(
-        "INSERT INTO usage_daily AS d (user_id, day, key_id, module, status, executions, wall_us, \
-         cpu_us, memory_peak_bytes, bytes_in, bytes_out) \
-         SELECT * FROM UNNEST($1::uuid[], $2::date[], $3::uuid[], $4::bytea[], $5::text[], \
-         $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[]) \
-         ON CONFLICT (user_id, day, key_id, module, status) DO UPDATE SET \
-         executions = d.executions + excluded.executions, \
-         wall_us = d.wall_us + excluded.wall_us, cpu_us = d.cpu_us + excluded.cpu_us, \
-         memory_peak_bytes = GREATEST(d.memory_peak_bytes, excluded.memory_peak_bytes), \
-         bytes_in = d.bytes_in + excluded.bytes_in, bytes_out = d.bytes_out + excluded.bytes_out",
-    )
-    .bind(days.keys().map(|group| group.user_id).collect::<Vec<_>>())
-    .bind(days.keys().map(|group| group.day).collect::<Vec<_>>())
-    .bind(days.keys().map(|group| group.key_id).collect::<Vec<_>>())
-    .bind(
-        days.keys()
-            .map(|group| group.module.as_slice())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        days.keys()
-            .map(|group| Status::as_str(group.status))
-            .collect::<Vec<_>>(),
-    )
-    .bind(of_sum(|sum| sum.executions))
-    .bind(of_sum(|sum| sum.wall_us))
-    .bind(of_sum(|sum| sum.cpu_us))
-    .bind(of_sum(|sum| sum.memory_peak_bytes))
-    .bind(of_sum(|sum| sum.bytes_in))
-    .bind(of_sum(|sum| sum.bytes_out))
-    .execute(&mut **transaction)
-    .await?;
+    sqlx::query(add)
+        .bind(days.keys().map(|group| group.user_id).collect::<Vec<_>>())
+        .bind(days.keys().map(|group| group.day).collect::<Vec<_>>())
+        .bind(days.keys().map(|group| group.key_id).collect::<Vec<_>>())
+        .bind(
+            days.keys()
+                .map(|group| group.module.as_slice())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            days.keys()
+                .map(|group| Status::as_str(group.status))
+                .collect::<Vec<_>>(),
+        )
+        .bind(of_sum(|sum| sum.executions))
+        .bind(of_sum(|sum| sum.wall_us))
+        .bind(of_sum(|sum| sum.cpu_us))
+        .bind(of_sum(|sum| sum.memory_peak_bytes))
+        .bind(of_sum(|sum| sum.bytes_in))
+        .bind(of_sum(|sum| sum.bytes_out))
+        .execute(&mut **transaction)
+        .await?;
     Ok(())
 }
 

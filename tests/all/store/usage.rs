@@ -1,5 +1,7 @@
 //! What executions used.
 
+mod versions;
+
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -153,7 +155,7 @@ async fn modules_count_what_ran(database: Database) {
     let old = of(60, one.id, Status::Success, -100);
     store.usage_write(&[old]).await.unwrap();
     let one = store.module(one.id).await.unwrap().unwrap();
-    assert_eq!(one.execution_count, 6, "five that ran, and the old one");
+    assert_eq!(one.execution_count, 8, "seven that ran, and the old one");
     assert_eq!(one.last_executed_at, Some(at + TimeDelta::seconds(9)));
     let two = store.module(two.id).await.unwrap().unwrap();
     assert_eq!(two.execution_count, 1);
@@ -410,8 +412,19 @@ async fn what_is_too_old_goes_and_nothing_else(database: Database) {
             .collect();
         store.usage_write(&rows).await.unwrap();
     }
-    let kept: Vec<_> = (0..3).map(|n| execution(9000 + n, new)).collect();
+    let kept: Vec<_> = (0..3)
+        .map(|n| Execution {
+            status: [Status::Success, Status::StackLimitExceeded][n as usize % 2],
+            ..execution(9000 + n, new)
+        })
+        .collect();
     store.usage_write(&kept).await.unwrap();
+    // Sums with an exact status are as old as any.
+    let exact = Execution {
+        status: Status::TableLimitExceeded,
+        ..execution(9100, noon("2025-12-01"))
+    };
+    store.usage_write(&[exact]).await.unwrap();
     let mut steps = Vec::new();
     loop {
         match store.usage_expire(new, day("2026-01-01")).await.unwrap() {
@@ -420,7 +433,7 @@ async fn what_is_too_old_goes_and_nothing_else(database: Database) {
             Step::Busy => panic!("nobody else is at it"),
         }
     }
-    assert_eq!(steps, [2000, 700], "a little at a time");
+    assert_eq!(steps, [2001, 701], "a little at a time");
     assert_eq!(executions(&store).await.len(), 3);
     assert_eq!(total(&store).await, 2703, "the sums are kept for longer");
     while store.usage_expire(new, day("2026-02-01")).await.unwrap() != Step::Done {}
