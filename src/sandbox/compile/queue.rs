@@ -110,6 +110,10 @@ impl Queue {
 
     /// Whether one more may wait in a lane that somebody waits for. Each has room of its own: a slow
     /// lane that is full is no reason to refuse what is quick. Nobody has more than half of the queue.
+    ///
+    /// A flight that is held waits like any other: it leaves a worker and takes a place, so that giving way makes
+    /// no room for more and takes none from anybody. With those in the air there are never more than
+    /// `workers_max` + `queue_max`.
     pub(super) fn has_room(
         &self,
         quality: Quality,
@@ -134,8 +138,12 @@ impl Queue {
         self.background.len() < BACKGROUND_MAX && bytes + wasm_bytes <= BACKGROUND_BYTES_MAX
     }
 
-    /// The next flight, for a free thread. It counts as busy until [`Queue::done`].
+    /// The next flight, for a free thread. It counts as busy until [`Queue::done`]. There may be a thread too many:
+    /// one that has just had a flight go on that was held, which has a thread of its own.
     pub(super) fn take(&mut self, workers_max: usize) -> Option<(Lane, Arc<Flight>)> {
+        if self.busy.all() >= workers_max {
+            return None;
+        }
         let slow_free = self.busy.slow + self.busy.background < slow_max(workers_max);
         let quick = self.next(&self.quick, Turn::quick_turn);
         let slow = self.next(&self.slow, Turn::slow_turn);

@@ -350,6 +350,77 @@ fn a_flight_that_is_held_takes_turns_with_others() {
 }
 
 #[test]
+fn a_flight_that_is_held_keeps_the_place_it_had_and_makes_none() {
+    const QUEUE_MAX: usize = 4;
+    let mut queue = Queue {
+        threads: 1,
+        ..Queue::default()
+    };
+    let [bomber, late] = ["bomber", "late"].map(ShareKey::of);
+    let fill = |queue: &mut Queue| {
+        let mut added = 0;
+        while queue.has_room(Quality::Best, ShareKey::of(queue.boarded), 1, QUEUE_MAX) {
+            waiting(queue, Lane::Slow);
+            added += 1;
+        }
+        added
+    };
+    waiting_for(&mut queue, Lane::Slow, bomber);
+    let (_, bomb) = queue.take(1).unwrap();
+    assert_eq!(fill(&mut queue), QUEUE_MAX);
+    // Between giving way and the next one's start nobody slips in.
+    assert!(queue.hold(&bomb));
+    assert_eq!(fill(&mut queue), 0);
+    let (lane, next) = queue.take(1).unwrap();
+    assert_eq!(fill(&mut queue), 0);
+    assert!(!queue.has_room(Quality::Best, late, 1, QUEUE_MAX));
+    // An end makes room for one, whoever stands still.
+    queue.flights.remove(&next.key());
+    queue.done(lane, next.share);
+    assert_eq!(fill(&mut queue), 1);
+    // Of what its owner may have in the queue, it is one.
+    let mut queue = Queue {
+        threads: 1,
+        ..Queue::default()
+    };
+    waiting_for(&mut queue, Lane::Slow, bomber);
+    let (_, bomb) = queue.take(1).unwrap();
+    waiting_for(&mut queue, Lane::Slow, late);
+    assert!(queue.hold(&bomb));
+    assert!(queue.take(1).is_some());
+    let mut more = 0;
+    while queue.has_room(Quality::Best, bomber, 1, QUEUE_MAX) {
+        waiting_for(&mut queue, Lane::Slow, bomber);
+        more += 1;
+    }
+    assert_eq!(more, QUEUE_MAX.div_ceil(2) - 1);
+}
+
+#[test]
+fn one_that_goes_on_leaves_no_worker_too_many() {
+    let mut queue = Queue {
+        threads: 1,
+        ..Queue::default()
+    };
+    let [bomber, other] = ["bomber", "other"].map(ShareKey::of);
+    waiting_for(&mut queue, Lane::Slow, bomber);
+    let (_, bomb) = queue.take(1).unwrap();
+    waiting_for(&mut queue, Lane::Slow, other);
+    assert!(queue.hold(&bomb));
+    let (lane, flight) = queue.take(1).unwrap();
+    queue.flights.remove(&flight.key());
+    queue.done(lane, other);
+    // The thread that has it go on finds nothing else to do while it is in the air, be it quick.
+    let (lane, again) = queue.take(1).unwrap();
+    assert!(again.is_held());
+    queue.go_on(&again);
+    let quick = waiting_for(&mut queue, Lane::Quick, other);
+    assert_eq!(take(&mut queue, 1), None);
+    queue.done(lane, bomber);
+    assert_eq!(take(&mut queue, 1), Some((Lane::Quick, quick)));
+}
+
+#[test]
 fn few_are_held_and_any_can_go_on_before_its_turn() {
     let mut queue = Queue {
         threads: 9,
