@@ -161,6 +161,7 @@ impl Connect for Tether {
             turn: self.turn(),
             put_off: 0,
             stopped: Stopped::new(self.stopped.clone()),
+            stopped_writing: Stopped::new(self.stopped.clone()),
             has_ended: false,
         }))
         .into())
@@ -181,8 +182,26 @@ struct Tethered<S = TcpStream> {
     turn: Arc<Turn>,
     put_off: u32,
     stopped: Stopped,
+    /// For writing: what waits for the other side to take something is not reading meanwhile, and may be another
+    /// task.
+    stopped_writing: Stopped,
     /// It was stopped.
     has_ended: bool,
+}
+
+impl<S> Tethered<S> {
+    /// What is written to a connection that was stopped fails, also what has waited to be.
+    fn unless_stopped<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        self.has_ended = self.has_ended || self.stopped_writing.is_now(cx);
+        if self.has_ended {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        written
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Tethered<S> {
@@ -240,11 +259,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tethered<S> {
         if written.is_ready() {
             self.heard = Instant::now();
         }
-        written
+        self.unless_stopped(written, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        let flushed = Pin::new(&mut self.socket).poll_flush(cx);
+        self.unless_stopped(flushed, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -287,6 +307,7 @@ mod tests {
             turn,
             put_off: 0,
             stopped: Stopped::new(None),
+            stopped_writing: Stopped::new(None),
             has_ended: false,
         };
         (tethered, other)
@@ -366,6 +387,31 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
         stop.send_replace(true);
         assert_eq!(reading.await.unwrap(), (0, 0));
+        assert_eq!(start.elapsed().as_secs(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_it_also_while_the_other_side_takes_nothing() {
+        let (mut tethered, _other) = pair(10, 1000);
+        let (stop, stopped) = watch::channel(false);
+        tethered.stopped = Stopped::new(Some(stopped.clone()));
+        tethered.stopped_writing = Stopped::new(Some(stopped));
+        let start = Instant::now();
+        let writing = tokio::spawn(async move {
+            // More than the other side takes, so that it waits, and nobody reads.
+            let failed = tethered.write_all(&[0; 1000]).await.unwrap_err();
+            let flushed = tethered.flush().await.unwrap_err();
+            (
+                failed.kind(),
+                flushed.kind(),
+                tethered.read(&mut [0; 8]).await.unwrap(),
+            )
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!writing.is_finished());
+        stop.send_replace(true);
+        let broken = io::ErrorKind::BrokenPipe;
+        assert_eq!(writing.await.unwrap(), (broken, broken, 0));
         assert_eq!(start.elapsed().as_secs(), 1);
     }
 

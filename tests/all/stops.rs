@@ -1,11 +1,15 @@
 //! Emergency stops: of users, keys and modules, everywhere within a second, guests that run included.
 
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_tungstenite::accept_async;
 use tokio_tungstenite::tungstenite::Message;
 use wasm_wizard::auth::{Role, Scopes};
 use wasm_wizard::limits::Tier;
@@ -15,8 +19,8 @@ use wasm_wizard::store::users::User;
 
 use crate::support::accounts::{Accounts, MadeKey};
 use crate::support::gateway::{Builder, Gateway, gateway, run};
-use crate::support::postgres;
-use crate::websocket::{active, connect, echo};
+use crate::support::{eventually, postgres};
+use crate::websocket::{Socket, active, connect, echo};
 
 /// How soon a stop holds everywhere.
 const SOON: Duration = Duration::from_secs(1);
@@ -198,10 +202,45 @@ async fn lasting() -> String {
     format!("http://{address}")
 }
 
+/// An upstream that takes a WebSocket, and then nothing of what is sent on it.
+async fn deaf() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            kept.push(accept_async(socket).await);
+        }
+    });
+    format!("http://{address}")
+}
+
+/// Sends until nothing more is taken; resolves when the socket has ended.
+async fn choked_once_full(mut socket: Socket) -> tokio::task::JoinHandle<()> {
+    let sent = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&sent);
+    let sending = tokio::spawn(async move {
+        let message = Message::binary(vec![0; 65_536]);
+        while socket.send(message.clone()).await.is_ok() {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let last = Cell::new((0, Instant::now()));
+    eventually("nothing more is taken", async || {
+        let now = sent.load(Ordering::Relaxed);
+        if now != last.get().0 {
+            last.set((now, Instant::now()));
+        }
+        (now > 0 && last.get().1.elapsed() > Duration::from_millis(500)).then_some(())
+    })
+    .await;
+    sending
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_ends_sockets_and_what_lasts_on_every_gateway() {
     let url = postgres::database().await;
-    let (echo, lasting) = (echo().await, lasting().await);
+    let (echo, deaf, lasting) = (echo().await, deaf().await, lasting().await);
     let routes = |builder: Builder| {
         let proxy = |name: &str, methods: Value, upstream: &str, socket: bool| {
             json!({ "name": name, "match": { "path": format!("/{name}"), "methods": methods },
@@ -210,6 +249,7 @@ async fn a_stop_ends_sockets_and_what_lasts_on_every_gateway() {
         builder
             .env("DATABASE_URL", &url)
             .route(proxy("socket", json!(["GET"]), &echo, true))
+            .route(proxy("deaf", json!(["GET"]), &deaf, true))
             .route(proxy("down", json!(["GET"]), &lasting, false))
             .route(proxy("up", json!(["POST"]), &lasting, false))
     };
@@ -224,7 +264,9 @@ async fn a_stop_ends_sockets_and_what_lasts_on_every_gateway() {
     let mut stays = connect(&other, "/socket", Some(&kept.secret))
         .await
         .unwrap();
-    active(&other, 2).await;
+    let choked = connect(&other, "/deaf", Some(&key.secret)).await.unwrap();
+    let choked = choked_once_full(choked).await;
+    active(&other, 3).await;
     let down = async |key: &str| {
         let request = other.client().get(other.url("/down")).bearer_auth(key);
         let mut answer = request.send().await.unwrap();
@@ -256,6 +298,12 @@ async fn a_stop_ends_sockets_and_what_lasts_on_every_gateway() {
         "{ended:?}"
     );
     println!("a silent socket ended after {:?}", since.elapsed());
+    assert!(since.elapsed() < SOON);
+    tokio::time::timeout(SOON, choked)
+        .await
+        .expect("one that waits to be taken ends too")
+        .unwrap();
+    println!("a choked socket ended after {:?}", since.elapsed());
     assert!(since.elapsed() < SOON);
     while let Ok(Some(_)) = cut.chunk().await {
         assert!(since.elapsed() < SOON, "it goes on");
