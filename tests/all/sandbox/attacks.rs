@@ -67,6 +67,7 @@ enum Expected {
     TimeLimit,
     MemoryLimit,
     StackLimit,
+    TableLimit,
     OutputLimit,
 }
 
@@ -142,6 +143,7 @@ impl Attack {
             Expected::TimeLimit => End::TimeLimit,
             Expected::MemoryLimit => End::MemoryLimit,
             Expected::StackLimit => End::StackLimit,
+            Expected::TableLimit => End::TableLimit,
             Expected::OutputLimit => End::OutputLimit,
         };
         assert_eq!(end, expected, "{which}");

@@ -191,6 +191,7 @@ impl Target {
             Expected::TimeLimit => (status, code) == (422, "time_limit_exceeded"),
             Expected::MemoryLimit => (status, code) == (422, "memory_limit_exceeded"),
             Expected::StackLimit => (status, code) == (422, "stack_limit_exceeded"),
+            Expected::TableLimit => (status, code) == (422, "table_limit_exceeded"),
             Expected::OutputLimit => (status, code) == (422, "output_limit_exceeded"),
         };
         let shown: String = answer.to_string().chars().take(500).collect();

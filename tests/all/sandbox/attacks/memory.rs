@@ -1,6 +1,6 @@
 //! Guests that want more memory or larger tables than there are.
 
-use super::Expected::{Exits, Invalid, MemoryLimit, OverLimit, Traps};
+use super::Expected::{Exits, Invalid, MemoryLimit, OverLimit, TableLimit, Traps};
 use super::{attacks, body, module};
 
 attacks! {
@@ -82,6 +82,16 @@ attacks! {
             )
         })
         .into();
+    table_growth_that_is_refused => TableLimit, vec![
+        module(
+            "(table 1 funcref)",
+            "(if (i32.lt_s (table.grow (ref.null func) (i32.const 10000000)) (i32.const 0)) (then unreachable))",
+        ),
+        module(
+            "(import \"wasi_snapshot_preview1\" \"proc_exit\" (func $exit (param i32))) (table 1 funcref)",
+            "(drop (table.grow (ref.null func) (i32.const -1))) (call $exit (i32.const 1))",
+        ),
+    ];
     all_tables_grow_without_end => Exits(0), vec![module(
         &"(table 0 funcref) ".repeat(16),
         &(0..16)
