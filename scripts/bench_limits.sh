@@ -7,15 +7,16 @@ usage() {
 Usage: scripts/bench_limits.sh [OPTIONS]
 
 Latency over HTTPS of admitted requests to a `respond` route with a key and a limit, through a gateway that
-counts in its own memory and through one that shares its limits through a Redis on the same machine: one after
-the other, in every round. Prints the 50th and 99th percentile of each, as medians over the rounds with the least
-and the greatest, and the ratios. The bar: with Redis, the 99th percentile is at most 1.2 times that in memory.
+counts in its own memory and through one that shares its limits through a Redis on the same machine. Both are up
+all the time, and are asked in turns, in every round. Prints the 50th and 99th percentile of each, as medians over
+the rounds with the least and the greatest, and the ratios. The bar: with Redis, the 99th percentile is at most 1.2
+times that in memory.
 
-The gateway has core 0; wrk, which keeps 4 connections busy, and Redis share core 1.
+The gateways have core 0; wrk, which keeps 4 connections busy, and Redis share core 1.
 
 Options:
-  --rounds N     rounds (default 5)
-  --seconds N    seconds for each run (default 5)
+  --rounds N     rounds (default 20)
+  --seconds N    seconds for each run (default 2)
   --profile P    cargo's profile of the gateway (default bench; dev for trying the script out)
   --program FILE the gateway's program, instead of building it
   --lines FILE   keep the raw lines: round, figure, value, unit
@@ -25,8 +26,8 @@ else running. Honours CARGO_TARGET_DIR.
 TXT
 }
 
-rounds=5
-seconds=5
+rounds=20
+seconds=2
 profile=bench
 program=
 lines=
@@ -49,7 +50,7 @@ for tool in wrk taskset curl openssl redis-server; do
 done
 
 work=$(mktemp -d)
-gateway=
+gateways=()
 redis=
 end() {
   [ -z "$1" ] && return
@@ -57,7 +58,8 @@ end() {
   wait "$1" 2>/dev/null || true
 }
 finish() {
-  end "$gateway"
+  local gateway
+  for gateway in "${gateways[@]}"; do end "$gateway"; done
   end "$redis"
   rm -rf "$work"
 }
@@ -85,17 +87,20 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -su
   -addext subjectAltName=DNS:localhost -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
 chmod 600 "$work/key.pem"
 redis_port=$(free_port)
-taskset -c 1 redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --dir "$work" >"$work/redis" 2>&1 &
+taskset -c 1 redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --dir "$work" >"$work/redis.log" 2>&1 &
 redis=$!
 
-# start REDIS_URL: a gateway, which counts in memory where the URL is empty.
+declare -A port key
+
+# start NAME REDIS_URL: a gateway, which counts in memory where the URL is empty.
 start() {
-  local tries
-  port=$(free_port)
-  cat >"$work/gateway.yaml" <<YAML
+  local tries home=$work/$1
+  port[$1]=$(free_port)
+  mkdir "$home"
+  cat >"$home/gateway.yaml" <<YAML
 server:
   threads: 1
-  https: [{ address: "127.0.0.1:$port", certificates: [{ cert: $work/cert.pem, key: $work/key.pem }] }]
+  https: [{ address: "127.0.0.1:${port[$1]}", certificates: [{ cert: $work/cert.pem, key: $work/key.pem }] }]
   http: []
   admin: { address: "127.0.0.1:$(free_port)" }
   upgrade_socket: null
@@ -107,22 +112,23 @@ routes:
     limits: { per_minute: 100000000, per_day: 4000000000 }
     respond: { body: ok }
 YAML
-  (cd "$work" && REDIS_URL=$1 exec taskset -c 0 "$program" serve --config gateway.yaml) >"$work/stdout" 2>"$work/log" &
-  gateway=$!
+  (cd "$home" && REDIS_URL=$2 exec taskset -c 0 "$program" serve --config gateway.yaml) >"$home/stdout" 2>"$home/log" &
+  local gateway=$!
+  gateways+=("$gateway")
   for ((tries = 0; tries < 300; tries++)); do
-    curl -sk -o /dev/null --fail "https://127.0.0.1:$port/health/ready" && break
-    kill -0 "$gateway" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
+    curl -sk -o /dev/null --fail "https://127.0.0.1:${port[$1]}/health/ready" && break
+    kill -0 "$gateway" 2>/dev/null || { cat "$home/log" >&2; exit 1; }
     sleep 0.1
   done
-  if [ -z "${key:-}" ]; then
-    key=$(cd "$work" && "$program" keys create --config gateway.yaml --user bench@example.org --tier enterprise)
-    key=$(grep -o 'ww_[A-Za-z0-9_-]*' <<<"$key" | head -n 1)
-  fi
+  key[$1]=$(cd "$home" && "$program" keys create --config gateway.yaml --user bench@example.org --tier enterprise |
+    grep -o 'ww_[A-Za-z0-9_-]*' | head -n 1)
 }
 
+# run NAME SECONDS
 run() {
-  taskset -c 1 wrk -t1 -c4 --latency "-d${1}s" -H "Authorization: Bearer $key" "https://127.0.0.1:$port/x" >"$work/wrk"
-  if grep -Eq 'Non-2xx|Socket errors' "$work/wrk"; then cat "$work/wrk" "$work/log" >&2; exit 1; fi
+  taskset -c 1 wrk -t1 -c4 --latency "-d${2}s" -H "Authorization: Bearer ${key[$1]}" "https://127.0.0.1:${port[$1]}/x" \
+    >"$work/wrk"
+  if grep -Eq 'Non-2xx|Socket errors' "$work/wrk"; then cat "$work/wrk" "$work/$1/log" >&2; exit 1; fi
 }
 
 # percentile P: of the last run, in microseconds.
@@ -133,23 +139,21 @@ percentile() {
   }' "$work/wrk"
 }
 
+start memory ''
+start redis "redis://127.0.0.1:$redis_port"
+run memory 2
+run redis 2
 for ((round = 1; round <= rounds; round++)); do
   names=(memory redis)
   # Another one begins each time.
   if ((round % 2 == 0)); then names=(redis memory); fi
   for name in "${names[@]}"; do
     echo "round $round of $rounds: $name" >&2
-    url=
-    if [ "$name" = redis ]; then url=redis://127.0.0.1:$redis_port; fi
-    start "$url"
-    run 1
-    run "$seconds"
+    run "$name" "$seconds"
     for p in 50 99; do
       printf '%s\t%s\t%s\tus\n' "$round" "p$p $name" "$(percentile "$p")" >>"$lines"
     done
     printf '%s\t%s\t%s\t1/s\n' "$round" "rate $name" "$(awk '/^Requests\/sec/ { print $2 }' "$work/wrk")" >>"$lines"
-    end "$gateway"
-    gateway=
   done
 done
 
