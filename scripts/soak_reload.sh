@@ -8,7 +8,8 @@ case "${1:-}" in
 Usage: scripts/soak_reload.sh [SWAPS]
 
 Reloads the configuration SWAPS times (default 5000; about a minute for each thousand) while four clients send
-requests: none may fail, and memory must stay flat. Builds the tests first.
+requests: none may fail, and memory must stay flat but for SQLite's own cache of pages (at most 2 MiB for each
+connection), which the audit's rows of each reload fill at first. Builds the tests first.
 TXT
     exit 0
     ;;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use httparse::Status;
 use pingora_core::{Error, ErrorType};
@@ -111,6 +111,8 @@ fn read<'b>(
     let mut config = httparse::ParserConfig::default();
     // A proxy has to take it away (RFC 9112 section 5.1).
     config.allow_spaces_after_header_name_in_responses(true);
+    // And has to unfold (section 5.2).
+    config.allow_obsolete_multiline_headers_in_responses(true);
     let Status::Complete(bytes) =
         config.parse_response_with_uninit_headers(&mut answer, buf, fields)?
     else {
@@ -160,7 +162,7 @@ impl Lines {
             let (name, value) = (name as usize, value as usize);
             let name = HeaderName::from_bytes(&bytes[name..name + name_bytes as usize])
                 .map_err(|_| malformed("has a field without a proper name"))?;
-            let value = bytes.slice(value..value + value_bytes as usize);
+            let value = unfolded(bytes.slice(value..value + value_bytes as usize));
             let value = HeaderValue::from_maybe_shared(value)
                 .map_err(|_| malformed("has a field with a control character"))?;
             parts.headers.append(name, value);
@@ -171,6 +173,18 @@ impl Lines {
         }
         Ok(head)
     }
+}
+
+/// A value on one line: spaces for the ends of lines in it (RFC 9112 section 5.2).
+fn unfolded(value: Bytes) -> Bytes {
+    if memchr::memchr(b'\n', &value).is_none() {
+        return value;
+    }
+    let on_one_line = |byte: &u8| match byte {
+        b'\r' | b'\n' => b' ',
+        other => *other,
+    };
+    value.iter().map(on_one_line).collect()
 }
 
 /// About as many fields as an answer gets on its way.
