@@ -2,7 +2,7 @@
 
 mod failures;
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,18 +94,20 @@ impl Gateway {
             share,
         };
         let principal = ctx.principal.clone();
-        let answered = match execute.abi {
-            Abi::Command => {
-                let run = self.shared.sandbox.run(module, call(Stdout::Collect));
-                let run = self.while_allowed(&principal, &execute.module, run);
-                self.command(session, ctx, execute, run, feed).await
-            }
+        let (stdout, reader) = match execute.abi {
+            Abi::Command => (Stdout::Collect, None),
             Abi::Wagi => {
                 let (writer, reader) = pipe(PIPE_BYTES);
-                let run = self.shared.sandbox.run(module, call(Stdout::Pipe(writer)));
-                let run = self.while_allowed(&principal, &execute.module, run);
-                self.wagi(session, ctx, run, reader, feed).await
+                (Stdout::Pipe(writer), Some(reader))
             }
+        };
+        // Pinned where they are: to hand on a future copies all that it will ever hold.
+        let run = pin!(self.shared.sandbox.run(module, call(stdout)));
+        let run = pin!(self.while_allowed(&principal, &execute.module, run));
+        let answered = match reader {
+            None => self.command(session, ctx, execute, run, feed).await,
+            // Boxed, so that a `command` keeps no room for it.
+            Some(reader) => Box::pin(self.wagi(session, ctx, run, reader, feed)).await,
         };
         if let Err(Stop::Failure(failure)) = &answered
             && NOT_RUN.contains(&failure.code)
@@ -221,11 +223,10 @@ impl Gateway {
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
-        run: impl Future<Output = Result<Outcome, RunError>>,
+        mut run: Pin<&mut impl Future<Output = Result<Outcome, RunError>>>,
         mut reader: PipeReader,
         mut feed: Feed,
     ) -> Result<(), Stop> {
-        tokio::pin!(run);
         let mut ended: Option<Outcome> = None;
         let begun = tokio::select! {
             biased;

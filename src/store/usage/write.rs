@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use sqlx::{Postgres, Sqlite, Transaction};
+use sqlx::{Postgres, QueryBuilder, Sqlite, Transaction};
 use uuid::Uuid;
 
 use super::sums::{Count, Days, Sum, Sums};
@@ -76,7 +76,13 @@ impl Store {
             match self.pool() {
                 Pool::Sqlite(sqlite) => {
                     let mut transaction = sqlite.begin().await?;
-                    let new = sqlite_rows(&mut transaction, executions).await?;
+                    let new = if sqlite_new_rows(&mut transaction, executions).await? {
+                        executions.iter().map(|row| row.id).collect()
+                    } else {
+                        transaction.rollback().await?;
+                        transaction = sqlite.begin().await?;
+                        sqlite_rows(&mut transaction, executions).await?
+                    };
                     let sums = sums_of(executions, &new);
                     sqlite_days(&mut transaction, SQLITE_DAYS, &sums.days).await?;
                     sqlite_days(&mut transaction, SQLITE_EXACT_DAYS, &sums.exact_days).await?;
@@ -130,6 +136,51 @@ fn of_row(error: sqlx::Error) -> StoreError {
     }
 }
 
+/// How many rows go into one statement, the larger number first: each text of a statement is prepared once.
+const SQLITE_CHUNKS: [usize; 3] = [128, 16, 1];
+
+/// Writes rows of which none is there yet, as they are unless a gateway died; `false` when one is. What was
+/// written until then has to be taken back. One statement for each row would cost two changes of threads for each.
+async fn sqlite_new_rows(
+    transaction: &mut Transaction<'_, Sqlite>,
+    executions: &[Execution],
+) -> Result<bool, StoreError> {
+    let mut left = executions;
+    for size in SQLITE_CHUNKS {
+        while let Some((chunk, rest)) = left.split_at_checked(size) {
+            let mut insert = QueryBuilder::<Sqlite>::new(
+                "INSERT INTO usage (id, at, user_id, key_id, module, module_id, route, status, \
+                 wall_us, cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id) ",
+            );
+            insert.push_values(chunk, |mut values, row| {
+                values
+                    .push_bind(row.id)
+                    .push_bind(Stamp::from(row.at))
+                    .push_bind(row.caller.map(|caller| caller.user_id))
+                    .push_bind(row.caller.map(|caller| caller.key_id))
+                    .push_bind(row.module)
+                    .push_bind(row.module_id)
+                    .push_bind(row.route.as_deref())
+                    .push_bind(row.status)
+                    .push_bind(used(row.wall_us))
+                    .push_bind(used(row.cpu_us))
+                    .push_bind(used(row.memory_peak_bytes))
+                    .push_bind(used(row.bytes_in))
+                    .push_bind(used(row.bytes_out))
+                    .push_bind(&row.request_id);
+            });
+            insert.push(" ON CONFLICT (id) DO NOTHING");
+            let done = insert.build().execute(&mut **transaction).await;
+            if done.map_err(of_row)?.rows_affected() < size as u64 {
+                return Ok(false);
+            }
+            left = rest;
+        }
+    }
+    Ok(true)
+}
+
+/// Writes those rows that are not there yet, one by one, and says which those are.
 async fn sqlite_rows(
     transaction: &mut Transaction<'_, Sqlite>,
     executions: &[Execution],

@@ -126,6 +126,16 @@ async fn nothing_is_written_twice(database: Database) {
     assert_eq!(store.usage_write(&twice).await.unwrap(), 1);
     assert_eq!(executions(&store).await.len(), 11);
     assert_eq!(total(&store).await, 11);
+    // Enough for statements of many rows, with some that are there before, among and behind new ones.
+    let mut many: Vec<_> = (1000..1300).map(|n| execution(n, at)).collect();
+    let there = [&many[..1], &many[140..160], &many[299..]].concat();
+    assert_eq!(store.usage_write(&there).await.unwrap(), 22);
+    assert_eq!(store.usage_write(&many).await.unwrap(), 278);
+    assert_eq!(total(&store).await, 311);
+    let mut found = executions(&store).await;
+    found.retain(|row| many.iter().any(|one| one.id == row.id));
+    many.reverse();
+    assert_eq!(found, many);
 }
 
 async fn modules_count_what_ran(database: Database) {
