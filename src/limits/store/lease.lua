@@ -1,5 +1,5 @@
 -- One gateway's question about one subject's two buckets. It reads one key alone, so that it runs on a
--- cluster, and only Redis' own clock.
+-- cluster, and only Redis' own clock. Whoever changes what it stores raises `FORMAT` in redis.rs.
 --
 -- KEYS[1]  a hash: `a` and `b`, what the buckets owe, in units of a token / the window's microseconds;
 --          `t`, when that was true, in microseconds; for each gateway that holds tokens, under its
@@ -11,8 +11,8 @@
 --          microseconds, 14 and 15 what `a` and `b` owe where nothing is known of them, 16 whether `b`
 --          must owe that much, 17 how many of those held are not in use.
 -- Returns  granted; what `a` and `b` owe; of tokens that come back after use, how many the other gateways hold
---          without using them, and whether one of those found none. Or -1 where a newer question was
---          answered before.
+--          without using them, whether one of those found none, and how many more are held than there
+--          are. Or -1 where a newer question was answered before.
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -88,7 +88,7 @@ end
 settle(now)
 
 if own and sequence <= own.sequence then
-  return { -1, '0', '0', 0, 0 }
+  return { -1, '0', '0', 0, 0, 0 }
 end
 if own then
   -- Nobody holds more than was granted; what is missing was spent. But what is in use is in use, whoever
@@ -141,4 +141,5 @@ elseif own then
   redis.call('HDEL', KEYS[1], gateway)
 end
 redis.call('PEXPIRE', KEYS[1], whole(ends + math.ceil(lease / 1000)))
-return { granted, whole(buckets[1].debt), whole(buckets[2].debt), idle_elsewhere, wanted }
+local excess = borrowed and math.max(0, outstanding - buckets[1].limit) or 0
+return { granted, whole(buckets[1].debt), whole(buckets[2].debt), idle_elsewhere, wanted, excess }

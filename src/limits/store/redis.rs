@@ -404,10 +404,10 @@ impl Backoff {
 }
 
 /// What the script returns.
-type Said = (i64, String, String, u32, bool);
+type Said = (i64, String, String, u32, bool, u32);
 
 fn answer(
-    (granted, minute, day, idle_elsewhere, is_wanted): Said,
+    (granted, minute, day, idle_elsewhere, is_wanted, excess): Said,
 ) -> Result<Option<Answer>, RedisError> {
     let Ok(granted) = u32::try_from(granted) else {
         return Ok(None);
@@ -418,6 +418,7 @@ fn answer(
             debts: [minute, day],
             idle_elsewhere,
             is_wanted,
+            excess,
         })),
         _ => Err((ErrorKind::UnexpectedReturnType, "an answer is not a number").into()),
     }

@@ -111,6 +111,11 @@ impl Store {
             };
             state.leases.insert(gateway.to_owned(), lease);
         }
+        let limit = call.windows()[0].0;
+        let excess = match is_borrowed {
+            true => (outstanding - i128::from(limit)).max(0) as u32,
+            false => 0,
+        };
         if is_borrowed && granted < call.need {
             state.wanted = Some((gateway.to_owned(), now + WANTED_FOR_US));
         }
@@ -119,6 +124,7 @@ impl Store {
             debts: state.debts,
             idle_elsewhere,
             is_wanted,
+            excess,
         })
     }
 }

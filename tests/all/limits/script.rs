@@ -13,6 +13,8 @@ use crate::support::root;
 
 const SECOND: u64 = 1_000_000;
 
+type Said = (i64, String, String, u32, bool, u32);
+
 /// The script with a clock of the test's.
 fn script() -> String {
     let path = root().join("src/limits/store/lease.lua");
@@ -54,7 +56,7 @@ async fn ask(
         .arg(i32::from(call.restores))
         .arg(call.idle)
         .arg(now);
-    let (granted, minute, day, idle_elsewhere, is_wanted): (i64, String, String, u32, bool) =
+    let (granted, minute, day, idle_elsewhere, is_wanted, excess): Said =
         command.query_async(connection).await.unwrap();
     let granted = u32::try_from(granted).ok()?;
     let debts = [minute.parse().unwrap(), day.parse().unwrap()];
@@ -63,6 +65,7 @@ async fn ask(
         debts,
         idle_elsewhere,
         is_wanted,
+        excess,
     })
 }
 

@@ -16,6 +16,9 @@ const STEP: u64 = 5 * MS;
 const SWEEP: u64 = 250 * MS;
 /// A request waits so long at most.
 const WAIT_MAX: u64 = 400 * MS;
+/// So long after the store is back for all, each has heard of what the others hold.
+const KNOWN_AFTER: u64 = 1_500 * MS;
+const NEVER: u64 = u64::MAX;
 
 /// A gateway, whose questions take one step to the store and back.
 struct Gateway {
@@ -26,6 +29,7 @@ struct Gateway {
     waiting: Vec<(u64, Option<oneshot::Receiver<()>>, u64)>,
     /// When each guest ends.
     guests: Vec<u64>,
+    is_cut_off: bool,
 }
 
 struct World {
@@ -37,6 +41,10 @@ struct World {
     random: u64,
     lost_percent: u64,
     lives: u64,
+    /// Without the store each gateway starts so many by itself.
+    share: usize,
+    /// From then on no guest may be one too many.
+    exact_from: u64,
     most: usize,
     admitted: u32,
     refused: u32,
@@ -53,6 +61,8 @@ impl World {
             random: seed | 1,
             lost_percent,
             lives: 0,
+            share: 0,
+            exact_from: 0,
             most: 0,
             admitted: 0,
             refused: 0,
@@ -74,7 +84,40 @@ impl World {
             flight: Vec::new(),
             waiting: Vec::new(),
             guests: Vec::new(),
+            is_cut_off: false,
         }
+    }
+
+    /// Takes the store from a gateway, or gives it back.
+    fn cut_off(&mut self, gateway: usize, is_cut_off: bool) {
+        let this = &mut self.gateways[gateway];
+        this.is_cut_off = is_cut_off;
+        this.leases.set_up(!is_cut_off);
+        if is_cut_off {
+            for (call, ..) in this.flight.drain(..) {
+                this.leases.fail(&call);
+            }
+        }
+        let is_whole = self.gateways.iter().all(|one| !one.is_cut_off);
+        self.exact_from = if is_whole {
+            self.now + KNOWN_AFTER
+        } else {
+            NEVER
+        };
+    }
+
+    /// The store has lost all it held.
+    fn forget(&mut self) {
+        self.store = Store::default();
+        let now = self.clock();
+        for gateway in &self.gateways {
+            gateway.leases.store_has_lost(Duration::ZERO, now);
+        }
+        self.exact_from = self.exact_from.max(self.now + KNOWN_AFTER);
+    }
+
+    fn running(&self) -> usize {
+        self.gateways.iter().map(|one| one.guests.len()).sum()
     }
 
     fn below(&mut self, bound: u64) -> u64 {
@@ -104,7 +147,7 @@ impl World {
         let is_late = at - since >= WAIT_MAX;
         let outcome = match this.leases.take(&World::subject(), rate, now) {
             Taken::Decided(decision) => Some(decision.allowed),
-            Taken::Soon(_) | Taken::Asked(_) | Taken::Lost if is_late => Some(false),
+            Taken::Soon(_) | Taken::Asked(_) if is_late => Some(false),
             Taken::Asked(asked) => {
                 this.waiting.push((since, Some(asked), runs_for));
                 None
@@ -113,15 +156,26 @@ impl World {
                 this.waiting.push((since, None, runs_for));
                 None
             }
-            Taken::Lost => panic!("the store is there"),
+            Taken::Lost => {
+                assert!(this.is_cut_off, "the store is there");
+                let starts = this.guests.len() < self.share;
+                if starts {
+                    this.leases.occupy(&World::subject(), rate, now);
+                }
+                Some(starts)
+            }
         };
         match outcome {
             Some(true) => {
                 self.admitted += 1;
                 this.guests.push(at + runs_for);
-                let all = self.gateways.iter().map(|one| one.guests.len()).sum();
+                let all = self.running();
                 self.most = self.most.max(all);
-                assert!(all <= self.limit as usize, "{all} run at {at} us");
+                let is_exact = at >= self.exact_from;
+                assert!(
+                    all <= self.limit as usize || !is_exact,
+                    "{all} run at {at} us"
+                );
             }
             Some(false) => self.refused += 1,
             None => {}
@@ -149,7 +203,7 @@ impl World {
                     this.leases.fail(&call);
                 }
             }
-            if at.is_multiple_of(SWEEP) {
+            if at.is_multiple_of(SWEEP) && !this.is_cut_off {
                 this.leases.sweep(now);
             }
             let waiting = std::mem::take(&mut this.waiting);
@@ -164,6 +218,9 @@ impl World {
                 }
             }
             let this = &mut self.gateways[index];
+            if this.is_cut_off {
+                continue;
+            }
             for call in this.leases.collect(10, now) {
                 let answer = if lost[0] {
                     None
@@ -212,6 +269,59 @@ proptest! {
         // All that may be had is had.
         prop_assert!(world.admitted > 0);
         prop_assert!(world.most <= limit as usize);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_runs_too_many_after_a_cut_ends_and_no_place_is_lost(
+        gateways in 2usize..4,
+        limit in prop_oneof![Just(1u32), Just(2), Just(5), Just(32)],
+        share in 0usize..5,
+        runs_for_ms in 1u64..4_000,
+        forgets in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let mut world = World::new(gateways, limit, 0, seed);
+        world.share = share;
+        let all = gateways as u64;
+        for _ in 0..3 {
+            let mut until = vec![0; gateways];
+            // Gateways come and go, some for longer than their lease, and all are kept busy.
+            let whole_from = world.now + 15_000 * MS;
+            while world.now < whole_from + 10_000 * MS {
+                world.step();
+                for _ in 0..=world.below(3) {
+                    let gateway = world.below(all) as usize;
+                    let runs_for = 1 + world.below(runs_for_ms) * MS;
+                    world.offer(gateway, world.now, runs_for);
+                }
+                for (gateway, until) in until.iter_mut().enumerate() {
+                    let is_cut_off = world.gateways[gateway].is_cut_off;
+                    if is_cut_off && world.now >= (*until).min(whole_from) {
+                        world.cut_off(gateway, false);
+                    } else if !is_cut_off && world.now < whole_from && world.below(800) == 0 {
+                        *until = world.now + world.below(12_000) * MS;
+                        world.cut_off(gateway, true);
+                    }
+                }
+                if forgets && world.now < whole_from && world.below(2_000) == 0 {
+                    world.forget();
+                }
+            }
+            // The old guests have ended.
+            prop_assert!(world.running() <= limit as usize);
+        }
+        world.run_for(8_000 * MS);
+        prop_assert_eq!(world.running(), 0);
+        // Whoever asks, each place is found.
+        for place in 0..limit as usize {
+            world.offer(place % gateways, world.now, 60_000 * MS);
+        }
+        world.run_for(WAIT_MAX + 100 * MS);
+        prop_assert_eq!(world.running(), limit as usize);
     }
 }
 

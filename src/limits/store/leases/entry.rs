@@ -51,6 +51,9 @@ pub struct Answer {
     pub idle_elsewhere: u32,
     /// Of [`Subject::Guests`]: whether another gateway has asked in vain a moment ago.
     pub is_wanted: bool,
+    /// Of [`Subject::Guests`]: how many more all gateways hold than there are. So it is when one was not
+    /// heard of for longer than its lease, and others got its places while its guests ran on.
+    pub excess: u32,
 }
 
 impl Call {
@@ -107,8 +110,12 @@ pub(super) struct Entry {
 struct Seats {
     /// In use, which are held as well, beside [`Entry::held`].
     in_use: u32,
-    /// As many of those in use were never granted, because the store did not answer then.
+    /// As many of those in use are not granted: the store did not answer when they were taken, or has
+    /// granted them to others since. They end without becoming places again.
     ungranted: u32,
+    /// Taken without the store, and given up, since the store was last told how many are held.
+    occupied: u32,
+    given_up: u32,
     /// Most in use at a time, since `since_ns` and in the period before.
     most: [u32; 2],
     since_ns: u64,
@@ -225,8 +232,7 @@ impl Entry {
     /// Notes a borrowed token that is used without being granted.
     pub fn occupy(&mut self, now_ns: u64) {
         self.used_ns = now_ns;
-        self.seats.ungranted += 1;
-        self.seats.sit();
+        self.seats.occupy();
     }
 
     /// Puts a borrowed token back. Says whether the store must hear of it at once.
@@ -281,6 +287,7 @@ impl Entry {
             0
         };
         self.held -= back;
+        self.seats.told();
         let ahead = if gives_back {
             0
         } else {
@@ -313,6 +320,9 @@ impl Entry {
         };
         self.generation = call.generation;
         self.held += answer.granted;
+        if call.subject.is_borrowed() {
+            self.held -= self.seats.give_up(answer.excess, self.held);
+        }
         self.valid_until_ns = call.asked_ns + nanoseconds(LEASE_HERE);
         self.asked_ns = call.asked_ns;
         self.is_known = true;
@@ -395,15 +405,43 @@ impl Seats {
         self.most[0] = self.most[0].max(self.in_use);
     }
 
-    /// Ends a use; returns what of it can be used again. Those that were never granted end first.
+    fn occupy(&mut self) {
+        self.ungranted += 1;
+        self.occupied += 1;
+        self.sit();
+    }
+
+    /// The store is told how many are held and in use.
+    fn told(&mut self) {
+        self.occupied = 0;
+        self.given_up = 0;
+    }
+
+    /// Of what the store was told, so many are too many among all gateways. Each of them gives up as many:
+    /// what nobody uses at once, which is returned, and the rest as guests end. When that is more than
+    /// need be, because others did so too, the store has places to grant again.
+    fn give_up(&mut self, excess: u32, held: u32) -> u32 {
+        let excess = excess
+            .saturating_add(self.occupied)
+            .saturating_sub(self.given_up);
+        let unused = excess.min(held);
+        self.given_up += unused;
+        self.ungranted = (excess - unused).min(self.in_use);
+        unused
+    }
+
+    /// Ends a use; returns what of it can be used again. Those that are not granted end first.
     fn rise(&mut self) -> u32 {
         if self.in_use == 0 {
             return 0;
         }
         self.in_use -= 1;
-        let is_granted = self.ungranted == 0;
-        self.ungranted = self.ungranted.saturating_sub(1);
-        u32::from(is_granted)
+        if self.ungranted == 0 {
+            return 1;
+        }
+        self.ungranted -= 1;
+        self.given_up += 1;
+        0
     }
 
     /// How many of `held` to give back: all while another gateway needs them, else those that were not

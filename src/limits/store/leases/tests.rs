@@ -57,6 +57,7 @@ fn answer(granted: u32, debts: [u128; 2]) -> Answer {
         debts,
         idle_elsewhere: 0,
         is_wanted: false,
+        excess: 0,
     }
 }
 
@@ -363,13 +364,69 @@ fn guests_that_run_without_the_store_are_told_to_it_and_lend_nothing() {
     leases.sweep(now + REPORT_EVERY);
     let call = one(&leases, now + REPORT_EVERY);
     assert_eq!((call.held, call.idle), (2, 0));
-    leases.settle(&call, Some(answer(0, [2, 0])), now + REPORT_EVERY);
-    // Its place was never granted, so it is nobody's afterwards.
+    let later = now + REPORT_EVERY;
+    leases.settle(&call, Some(too_many(1)), later);
+    // There are no more than that, so one of the two is nobody's afterwards.
+    leases.release(&guests(), later);
+    assert_eq!(sits(&leases, later), None);
+    leases.settle(&one(&leases, later), Some(answer(0, [1, 0])), later);
+    leases.release(&guests(), later);
+    assert_eq!(sits(&leases, later), Some(true));
+}
+
+/// All gateways hold so many more than there are.
+fn too_many(excess: u32) -> Answer {
+    Answer {
+        excess,
+        ..answer(0, [4, 0])
+    }
+}
+
+#[test]
+fn guests_that_ran_without_the_store_leave_their_places_where_there_are_enough() {
+    let now = Instant::now();
+    let leases = up(now);
+    leases.set_up(false);
+    leases.occupy(&guests(), FOUR, now);
+    leases.set_up(true);
+    leases.sweep(now);
+    let call = one(&leases, now);
+    // One more comes while the store is asked, of which it has not heard.
+    leases.occupy(&guests(), FOUR, now);
+    leases.settle(&call, Some(answer(0, [1, 0])), now);
     leases.release(&guests(), now);
     assert_eq!(sits(&leases, now), None);
     leases.settle(&one(&leases, now), Some(answer(0, [1, 0])), now);
     leases.release(&guests(), now);
     assert_eq!(sits(&leases, now), Some(true));
+}
+
+#[test]
+fn what_is_held_beyond_what_there_is_is_given_up_once() {
+    let now = Instant::now();
+    let leases = up(now);
+    for _ in 0..4 {
+        assert_eq!(sits(&leases, now), None);
+    }
+    leases.settle(&one(&leases, now), Some(answer(4, [4, 0])), now);
+    for _ in 0..4 {
+        assert_eq!(sits(&leases, now), Some(true));
+    }
+    leases.release(&guests(), now);
+    // Three guests run and one place is idle, and others hold two of the four.
+    leases.sweep(now + REPORT_EVERY);
+    let call = one(&leases, now + REPORT_EVERY);
+    assert_eq!((call.held, call.idle), (4, 1));
+    leases.settle(&call, Some(too_many(2)), now + REPORT_EVERY);
+    let later = now + REPORT_EVERY * 2;
+    leases.sweep(later);
+    let call = one(&leases, later);
+    assert_eq!((call.held, call.idle), (3, 0));
+    // Its guest ends before the answer comes, which counts it still.
+    leases.release(&guests(), later);
+    leases.settle(&call, Some(too_many(1)), later);
+    leases.release(&guests(), later);
+    assert_eq!(sits(&leases, later), Some(true), "one is given up, not two");
 }
 
 #[test]
