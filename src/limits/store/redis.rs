@@ -24,6 +24,10 @@ use crate::telemetry::metrics::metrics;
 const LEASE_SCRIPT: &str = include_str!("lease.lua");
 const GENERATION_SCRIPT: &str = include_str!("generation.lua");
 
+/// Of what the scripts store, and part of all keys: gateways whose scripts would not understand each other
+/// count apart. To be raised with each change of a stored format.
+const FORMAT: u32 = 2;
+
 /// Calls in one pipeline.
 const CALLS_MAX: usize = 256;
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
@@ -219,7 +223,7 @@ impl Courier {
         check
             .arg(GENERATION_SCRIPT)
             .arg(1)
-            .arg(format!("{}:{{generation}}", self.settings.key_prefix))
+            .arg(key_of(&self.settings.key_prefix, "generation"))
             .arg(&self.generation.name)
             .arg(name());
         let (name, since_us, now_us): (String, u64, u64) = check.query_async(connection).await?;
@@ -424,21 +428,25 @@ fn answer(
     }
 }
 
-/// A subject's key. What stands in braces decides where a cluster keeps it.
+/// A subject's key.
 fn key(prefix: &str, subject: &Subject) -> String {
-    match subject {
-        Subject::User(user, tier) => format!("{prefix}:{{user:{user}:{tier}}}"),
-        Subject::RouteUser(route, user) => format!("{prefix}:{{route:{route}:user:{user}}}"),
+    let name = match subject {
+        Subject::User(user, tier) => format!("user:{user}:{tier}"),
+        Subject::RouteUser(route, user) => format!("route:{route}:user:{user}"),
         Subject::RouteCertificate(route, certificate) => {
-            format!("{prefix}:{{route:{route}:certificate:{certificate}}}")
+            format!("route:{route}:certificate:{certificate}")
         }
-        Subject::RouteAddress(route, address) => {
-            format!("{prefix}:{{route:{route}:address:{address}}}")
-        }
-        Subject::AuthFailure(address) => format!("{prefix}:{{auth:{address}}}"),
-        Subject::Cpu(user, tier) => format!("{prefix}:{{cpu:{user}:{tier}}}"),
-        Subject::Guests(user, tier) => format!("{prefix}:{{guests:{user}:{tier}}}"),
-    }
+        Subject::RouteAddress(route, address) => format!("route:{route}:address:{address}"),
+        Subject::AuthFailure(address) => format!("auth:{address}"),
+        Subject::Cpu(user, tier) => format!("cpu:{user}:{tier}"),
+        Subject::Guests(user, tier) => format!("guests:{user}:{tier}"),
+    };
+    key_of(prefix, &name)
+}
+
+/// What stands in braces decides where a cluster keeps it.
+fn key_of(prefix: &str, name: &str) -> String {
+    format!("{prefix}:{FORMAT}:{{{name}}}")
 }
 
 /// A random name.
@@ -504,6 +512,14 @@ mod tests {
             waits.insert(last);
         }
         assert!(waits.len() > 40, "{waits:?}");
+    }
+
+    #[test]
+    fn keys_say_which_format_is_theirs() {
+        let user = Subject::Guests(uuid::Uuid::nil(), crate::account::Tier::Pro);
+        let nil = uuid::Uuid::nil();
+        assert_eq!(key("ww", &user), format!("ww:2:{{guests:{nil}:pro}}"));
+        assert_eq!(key_of("ww", "generation"), "ww:2:{generation}");
     }
 
     #[test]

@@ -172,6 +172,62 @@ async fn the_script_agrees_with_the_model() {
     assert!(all_granted > 0);
 }
 
+/// What other gateways, of another version perhaps, read. Where this has to be changed, `FORMAT` in
+/// `limits/store/redis.rs` has to be raised, which is part of the keys.
+#[tokio::test]
+async fn what_is_stored_is_of_format_2() {
+    let redis = Redis::forgetful();
+    let mut connection = connect(&redis).await;
+    let script = script();
+    let (origin, now) = (Instant::now(), 1_700_000_000 * SECOND);
+    let user = Uuid::from_u128(1);
+    let rate = Rate {
+        per_minute: Some(3),
+        per_day: None,
+    };
+    let mut stored = Vec::new();
+    for subject in [
+        Subject::Guests(user, Tier::Free),
+        Subject::User(user, Tier::Free),
+    ] {
+        for gateway in ["g1", "g2"] {
+            let leases = Leases::new(100, origin);
+            leases.set_up(true);
+            let waiting: Vec<Taken> = (0..2)
+                .map(|_| leases.take(&subject, rate, origin))
+                .collect();
+            let call = leases.collect(1, origin).remove(0);
+            ask(&mut connection, &script, "k", gateway, &call, now).await;
+            drop(waiting);
+        }
+        let mut all = redis::cmd("HGETALL");
+        let fields: std::collections::BTreeMap<String, String> =
+            all.arg("k").query_async(&mut connection).await.unwrap();
+        stored.push(fields);
+        redis.command("FLUSHALL");
+    }
+    let expected = [
+        &[
+            ("a", "3"),
+            ("b", "0"),
+            ("g1", "2 1700000005000000 1 0"),
+            ("g2", "1 1700000005000000 1 0"),
+            ("t", "1700000000000000"),
+            ("w", "g2 1700000001000000"),
+        ][..],
+        &[
+            ("a", "120000000"),
+            ("b", "0"),
+            ("g1", "2 1700000005000000 1 0"),
+            ("t", "1700000000000000"),
+        ],
+    ];
+    for (stored, expected) in stored.iter().zip(expected) {
+        let stored: Vec<(&str, &str)> = stored.iter().map(|(n, v)| (&**n, &**v)).collect();
+        assert_eq!(stored, expected);
+    }
+}
+
 #[tokio::test]
 async fn large_limits_lose_less_than_a_token() {
     let redis = Redis::forgetful();
