@@ -72,7 +72,8 @@ SELECT v7(began() + i * interval '100 ms', i), v7(began() + (1 + i % (:keys / 10
 FROM generate_series(1, :keys) i;
 INSERT INTO audit (id, at, actor, user_id, key_id, action, subject_id, after)
 SELECT v7(began() + i * interval '100 ms', i), began() + i * interval '100 ms', 'user',
-       v7(began() + (1 + i % (:keys / 10)) * interval '1 s', 1 + i % (:keys / 10)), NULL, 'key.create',
+       v7(began() + (1 + i % (:keys / 10)) * interval '1 s', 1 + i % (:keys / 10)),
+       v7(began() + i / 100 * 100 * interval '100 ms', i / 100 * 100), 'key.create',
        v7(began() + i * interval '100 ms', i), '{"tier": "free"}'
 FROM generate_series(1, :keys) i;
 INSERT INTO usage (id, at, user_id, key_id, module, status, wall_us, cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id)
@@ -101,6 +102,7 @@ EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) EXECUTE asked($4);
 SQL
 }
 user="v7(began() + 77 * interval '1 s', 77)"
+key="v7(began() + 7700 * interval '100 ms', 7700)"
 {
   sql -At -F ' ' -c "SELECT relname, reltuples::bigint, pg_size_pretty(pg_relation_size(oid)) FROM pg_class
     WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i') AND reltuples > 0 ORDER BY relname"
@@ -121,11 +123,16 @@ user="v7(began() + 77 * interval '1 s', 77)"
     LEFT JOIN key_rotations r ON r.old_id = k.id JOIN users u ON u.id = k.user_id WHERE (\$1 IS NULL OR k.user_id = \$1)
     AND (\$2 IS NULL OR (k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > \$2)))
     ORDER BY k.id DESC LIMIT \$3 OFFSET \$4" "uuid, timestamptz, bigint, bigint" "$user, NULL, 20, 0"
-  asked "the audit of one user" "SELECT id, action FROM audit WHERE id < \$1 AND id >= \$2 AND (\$3 IS NULL OR user_id = \$3)
+  asked "the audit of one user" "SELECT id, action FROM audit WHERE id < \$1 AND id >= \$2 AND user_id = \$3
     AND (\$4 IS NULL OR key_id = \$4) AND (\$5 IS NULL OR subject_id = \$5) AND (\$6 IS NULL OR action = \$6)
     AND (\$7 IS NULL OR at >= \$7) AND (\$8 IS NULL OR at < \$8) ORDER BY id DESC LIMIT \$9" \
     "uuid, uuid, uuid, uuid, uuid, text, timestamptz, timestamptz, bigint" \
     "'ffffffff-ffff-ffff-ffff-ffffffffffff', '00000000-0000-0000-0000-000000000000', $user, NULL, NULL, NULL, NULL, NULL, 50"
+  asked "the audit of one key" "SELECT id, action FROM audit WHERE id < \$1 AND id >= \$2 AND (\$3 IS NULL OR user_id = \$3)
+    AND key_id = \$4 AND (\$5 IS NULL OR subject_id = \$5) AND (\$6 IS NULL OR action = \$6)
+    AND (\$7 IS NULL OR at >= \$7) AND (\$8 IS NULL OR at < \$8) ORDER BY id DESC LIMIT \$9" \
+    "uuid, uuid, uuid, uuid, uuid, text, timestamptz, timestamptz, bigint" \
+    "'ffffffff-ffff-ffff-ffff-ffffffffffff', '00000000-0000-0000-0000-000000000000', NULL, $key, NULL, NULL, NULL, NULL, 50"
   plan "the audit of one subject" "SELECT id, action FROM audit
     WHERE subject_id = v7(began() + 4711 * interval '100 ms', 4711) ORDER BY id DESC LIMIT 50"
   plan "stopped modules" "SELECT id FROM modules WHERE stopped_at IS NOT NULL"

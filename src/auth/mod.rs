@@ -23,6 +23,7 @@ use crate::lives::{Ended, Life, Lives};
 use crate::store::changes::Changed;
 use crate::store::keys::KeyForAuth;
 use crate::store::{Store, StoreError};
+use crate::telemetry::seldom::Seldom;
 use cache::{Cache, Entry, Forgotten, Hash, Loaded, Look};
 use header::Credential;
 use loads::Loads;
@@ -133,6 +134,8 @@ struct Inner {
     lives: Arc<Lives<(Uuid, Uuid)>>,
     /// Keys for whom something runs, and which must be looked up again.
     doubtful: Mutex<HashSet<Uuid>>,
+    /// Of looking them up again.
+    rechecks: Seldom,
     tokens: Tokens,
 }
 
@@ -167,6 +170,7 @@ impl Authenticator {
                 uses: Uses::default(),
                 lives: Arc::default(),
                 doubtful: Mutex::default(),
+                rechecks: Seldom::default(),
                 tokens: Tokens::default(),
             }),
         }
@@ -272,8 +276,13 @@ impl Authenticator {
     /// and ends what runs for those that may not. Those that can't be looked up now stay doubtful.
     pub async fn recheck(&self) {
         let doubtful = std::mem::take(&mut *self.inner.doubtful());
-        for key_id in doubtful {
-            match self.inner.store.key_is_usable(key_id, Utc::now()).await {
+        let mut keys = doubtful.iter().copied();
+        while let Some(key_id) = keys.next() {
+            let usable = self.inner.store.key_is_usable(key_id, Utc::now()).await;
+            if usable.is_ok() && self.inner.rechecks.went_well() {
+                tracing::info!("keys for whom something runs can be looked up again");
+            }
+            match usable {
                 Ok(true) => {}
                 Ok(false) => {
                     for name in self.inner.lives.names() {
@@ -283,8 +292,18 @@ impl Authenticator {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%key_id, %error, "a key for whom something runs can't be looked up now");
-                    self.inner.doubtful().insert(key_id);
+                    // The others would not be found now either, each after its time.
+                    let missed: Vec<Uuid> = std::iter::once(key_id).chain(keys).collect();
+                    if let Some(failures) = self.inner.rechecks.failed(1, Instant::now()) {
+                        tracing::warn!(
+                            %error,
+                            keys = missed.len(),
+                            failures,
+                            "keys for whom something runs can't be looked up now"
+                        );
+                    }
+                    self.inner.doubtful().extend(missed);
+                    return;
                 }
             }
         }

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use crate::route::ModuleSource;
 use crate::sandbox::{self, ModuleError, Preparation, Prepared, Sandbox, ShareKey};
 use crate::store::Store;
 use crate::store::modules::Module;
+use crate::telemetry::seldom::Seldom;
 
 /// Turns stored modules and files into prepared guests. Cheap to clone.
 #[derive(Clone)]
@@ -31,6 +33,8 @@ pub struct Registry {
     reading: Arc<Mutex<()>>,
     /// Whether something began to run of a module of which it is not sure that it may.
     doubt: Arc<AtomicBool>,
+    /// Of reading that again.
+    rechecks: Arc<Seldom>,
     /// What runs, by its module.
     lives: Arc<Lives<Uuid>>,
 }
@@ -61,6 +65,7 @@ impl Registry {
             stopped: Arc::default(),
             reading: Arc::default(),
             doubt: Arc::default(),
+            rechecks: Arc::default(),
             lives: Arc::default(),
         }
     }
@@ -128,9 +133,18 @@ impl Registry {
         if !self.doubt.swap(false, Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = self.changed().await {
-            tracing::warn!(%error, "which modules are stopped can't be read now");
-            self.doubt.store(true, Ordering::Relaxed);
+        match self.changed().await {
+            Ok(()) => {
+                if self.rechecks.went_well() {
+                    tracing::info!("which modules are stopped can be read again");
+                }
+            }
+            Err(error) => {
+                if let Some(failures) = self.rechecks.failed(1, Instant::now()) {
+                    tracing::warn!(%error, failures, "which modules are stopped can't be read now");
+                }
+                self.doubt.store(true, Ordering::Relaxed);
+            }
         }
     }
 

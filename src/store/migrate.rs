@@ -9,18 +9,7 @@ use super::pool::{Pool, on_connection};
 use super::{Store, StoreError, error, within};
 
 /// Longest a migration takes, the wait for another program's included.
-const MIGRATE_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// What the role of the gateways may do. The last three take from what those before have given.
-const GRANTS: [&str; 7] = [
-    "DO $$ BEGIN EXECUTE format('GRANT CONNECT ON DATABASE %I TO ROLE', current_database()); END $$",
-    "GRANT USAGE ON SCHEMA public TO ROLE",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ROLE",
-    "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO ROLE",
-    "REVOKE UPDATE, DELETE, TRUNCATE ON audit FROM ROLE",
-    "REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON _sqlx_migrations FROM ROLE",
-    "REVOKE CREATE ON SCHEMA public FROM ROLE",
-];
+pub(super) const MIGRATE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// What `migrate` did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,46 +63,6 @@ impl Store {
         Ok(versions(&migrator)
             .filter(|version| !applied.contains(version))
             .collect())
-    }
-
-    /// Gives the role of the gateways what they need of the schema, and takes away what would let it
-    /// change the audit or the schema's versions. Only on PostgreSQL; as the owner of the tables.
-    ///
-    /// # Errors
-    /// Invalid when there is no such role, or it may do everything anyway.
-    pub async fn grant_to(&self, role: &str) -> Result<(), StoreError> {
-        let Pool::Postgres(postgres) = self.pool() else {
-            return Err(StoreError::Invalid("only PostgreSQL has roles"));
-        };
-        let work = async {
-            let mut connection = postgres.connection_of_its_own().await?;
-            // A superuser, or a member of the owner, can't be kept from anything.
-            let facts: Option<(bool, String)> = sqlx::query_as(
-                "SELECT r.rolsuper OR pg_has_role(r.oid, c.relowner, 'MEMBER'), quote_ident(r.rolname) \
-                 FROM pg_roles r, pg_class c WHERE r.rolname = $1 AND c.oid = 'audit'::regclass",
-            )
-            .bind(role)
-            .fetch_optional(&mut connection)
-            .await?;
-            let name = match facts {
-                None => return Err(StoreError::Invalid("there is no such role")),
-                Some((true, _)) => {
-                    return Err(StoreError::Invalid(
-                        "the role owns the tables, or is a superuser: gateways need one of their own",
-                    ));
-                }
-                Some((false, name)) => name,
-            };
-            // The name is quoted by the server itself.
-            let mut transaction = connection.begin().await?;
-            for statement in GRANTS {
-                let statement = sqlx::AssertSqlSafe(statement.replace("ROLE", &name));
-                sqlx::raw_sql(statement).execute(&mut *transaction).await?;
-            }
-            transaction.commit().await?;
-            Ok(connection.close().await?)
-        };
-        within(MIGRATE_TIMEOUT, work).await
     }
 
     async fn move_schema(&self, direction: Direction) -> Result<Migrated, StoreError> {

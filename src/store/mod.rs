@@ -13,6 +13,7 @@ pub mod keys;
 mod migrate;
 pub mod modules;
 mod pool;
+mod roles;
 pub mod rotations;
 mod settings;
 mod sqlite;
@@ -32,6 +33,7 @@ use crate::telemetry::metrics::metrics;
 
 pub use error::StoreError;
 pub use migrate::Migrated;
+pub use roles::GrantError;
 pub use settings::Settings;
 
 /// Longest a [`Store::ping`] takes.

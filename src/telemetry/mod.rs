@@ -7,6 +7,7 @@ pub mod host;
 pub mod logging;
 pub mod metrics;
 pub mod modules;
+pub mod seldom;
 pub mod shard;
 pub mod traces;
 

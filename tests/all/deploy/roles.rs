@@ -30,6 +30,102 @@ async fn code(connection: &mut PgConnection, statement: &'static str) -> Option<
     }
 }
 
+/// Names that would be more than names, were they not quoted.
+const ODD: [&str; 4] = ["a\"b; drop", "it's 100%I $$", "ROLE", "select"];
+
+/// Rights that a role has by another way than by what it is given.
+async fn ways_to_more(
+    server: &reqwest::Url,
+    migrate: &impl Fn(&str, &[&str]) -> (bool, String),
+    owner: &str,
+) {
+    let mut superuser = server.clone();
+    superuser.set_path("wasm_wizard");
+    let mut superuser = PgConnection::connect(superuser.as_str()).await.unwrap();
+    let mut sql = async |statement: &str| {
+        let statement = sqlx::AssertSqlSafe(statement.to_owned());
+        sqlx::raw_sql(statement)
+            .execute(&mut superuser)
+            .await
+            .unwrap();
+    };
+    let refused = |role: &str, hints: &[&str]| {
+        let (succeeded, said) = migrate(owner, &["--service-role", role]);
+        assert!(!succeeded, "{role} was accepted");
+        for hint in hints {
+            assert!(said.contains(hint), "{hint}\n{said}");
+        }
+    };
+    for odd in ODD {
+        let quoted = format!("\"{}\"", odd.replace('"', "\"\""));
+        sql(&format!("CREATE ROLE {quoted}")).await;
+        let (succeeded, said) = migrate(owner, &["--service-role", odd]);
+        assert!(succeeded, "{odd}: {said}");
+        sql(&format!("DROP OWNED BY {quoted}; DROP ROLE {quoted}")).await;
+    }
+    // By a role that it is a member of, whether or not it inherits.
+    sql(
+        "CREATE ROLE \"the others\"; CREATE ROLE between IN ROLE \"the others\"; \
+         GRANT UPDATE (actor) ON audit TO \"the others\"; GRANT between TO wasm_wizard; \
+         ALTER ROLE wasm_wizard NOINHERIT",
+    )
+    .await;
+    let hint = "it has UPDATE on audit: REVOKE \"between\" FROM wasm_wizard;";
+    refused(SERVICE, &[hint]);
+    sql("REVOKE between FROM wasm_wizard; ALTER ROLE wasm_wizard INHERIT").await;
+    // By everybody.
+    sql(
+        "GRANT DELETE ON audit TO PUBLIC; GRANT CREATE ON SCHEMA public TO PUBLIC; \
+         GRANT INSERT ON _sqlx_migrations TO PUBLIC",
+    )
+    .await;
+    let hints = [
+        "REVOKE DELETE ON audit FROM PUBLIC;",
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC;",
+        "REVOKE INSERT ON _sqlx_migrations FROM PUBLIC;",
+    ];
+    refused(SERVICE, &hints);
+    for hint in hints {
+        sql(hint).await;
+    }
+    // By a grant that is not the owner's to take back.
+    sql(
+        "CREATE ROLE another; GRANT TRUNCATE ON audit TO another WITH GRANT OPTION; \
+         SET ROLE another; GRANT TRUNCATE ON audit TO wasm_wizard; RESET ROLE",
+    )
+    .await;
+    refused(SERVICE, &["REVOKE TRUNCATE ON audit FROM wasm_wizard"]);
+    sql("REVOKE TRUNCATE ON audit FROM another CASCADE").await;
+    // By might.
+    for (give, take, why) in [
+        (
+            "GRANT pg_write_all_data TO wasm_wizard",
+            "REVOKE pg_write_all_data FROM wasm_wizard",
+            "pg_write_all_data",
+        ),
+        (
+            "GRANT pg_execute_server_program TO wasm_wizard",
+            "REVOKE pg_execute_server_program FROM wasm_wizard",
+            "run programs",
+        ),
+        (
+            "ALTER ROLE wasm_wizard CREATEROLE",
+            "ALTER ROLE wasm_wizard NOCREATEROLE",
+            "CREATEROLE",
+        ),
+    ] {
+        sql(give).await;
+        refused(SERVICE, &[why]);
+        sql(take).await;
+    }
+    // What the owner can't give is missing.
+    sql("CREATE TABLE not_the_owners (a INT)").await;
+    refused(SERVICE, &["not_the_owners"]);
+    sql("DROP TABLE not_the_owners").await;
+    let (succeeded, said) = migrate(owner, &["--service-role", SERVICE]);
+    assert!(succeeded, "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_role_of_the_gateways_can_change_neither_the_schema_nor_the_audit() {
     let server = reqwest::Url::parse(&postgres::database().await).unwrap();
@@ -70,7 +166,7 @@ async fn the_role_of_the_gateways_can_change_neither_the_schema_nor_the_audit() 
     for (role, why) in [
         (OWNER, "owns the tables"),
         (server.username(), "superuser"),
-        ("nobody'; --", "no such role"),
+        ("nobody'; --", "CREATE ROLE \"nobody'; --\""),
     ] {
         let (succeeded, said) = migrate(&owner, &["--service-role", role]);
         assert!(!succeeded && said.contains(why), "{role}: {said}");
@@ -79,6 +175,8 @@ async fn the_role_of_the_gateways_can_change_neither_the_schema_nor_the_audit() 
         let (succeeded, said) = migrate(&owner, &["--service-role", SERVICE]);
         assert!(succeeded, "{said}");
     }
+
+    ways_to_more(&server, &migrate, &owner).await;
 
     // It is all that a gateway needs.
     let gateway = gateway().env("DATABASE_URL", &service).start();

@@ -95,6 +95,47 @@ async fn run(gateway: &Gateway, key: &str) -> (StatusCode, Value) {
     (answer.status(), answer.json().await.unwrap())
 }
 
+/// The audit tells of each row that was taken over, once, by whom, and of none that was not.
+async fn told(gateway: &Gateway) {
+    let mut told = Vec::new();
+    for action in ["user.import", "key.import", "module.import"] {
+        let url = gateway.url(&format!("/api/admin/audit?action={action}"));
+        let request = gateway.client().get(url).bearer_auth(gateway.admin_key());
+        let answer: Value = request.send().await.unwrap().json().await.unwrap();
+        for entry in answer["entries"].as_array().unwrap() {
+            assert_eq!(entry["actor"], "operator", "{entry}");
+            assert!(entry["operator"].is_string(), "{entry}");
+            assert!(entry["before"].is_null(), "{entry}");
+            let secret = hexadecimal(KEYS[0].as_bytes());
+            assert!(!entry.to_string().contains(&secret), "{entry}");
+            told.push((action, entry["subject_id"].clone(), entry["after"].clone()));
+        }
+    }
+    let of = |wanted| {
+        let of = told.iter().filter(move |(action, ..)| *action == wanted);
+        of.map(|(_, subject, after)| (subject.as_str().unwrap(), after))
+            .collect::<Vec<_>>()
+    };
+    let [(user, facts)] = of("user.import")[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!(user, "00000000-0000-4000-8000-000000000001");
+    assert_eq!(facts["email"], "Ann@example.com");
+    let mut keys = of("key.import");
+    keys.sort_by_key(|(id, _)| *id);
+    let ids: Vec<&str> = keys.iter().map(|(id, _)| *id).collect();
+    let expected = [0, 1].map(|at| format!("00000000-0000-4000-8000-00000000002{at}"));
+    assert_eq!(ids, expected);
+    assert_eq!(
+        (&keys[0].1["user_id"], &keys[0].1["tier"]),
+        (&json!(user), &json!("pro"))
+    );
+    let [(module, facts)] = of("module.import")[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!((module, &facts["owner_id"]), (MODULE, &json!(user)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn users_keys_and_modules_of_the_earlier_service_go_on() {
     let legacy = earlier_service().await;
@@ -140,6 +181,7 @@ async fn users_keys_and_modules_of_the_earlier_service_go_on() {
         for refused in [KEYS[1], KEYS[2], &hexadecimal(KEYS[0].as_bytes())] {
             assert_eq!(run(&gateway, refused).await.0, StatusCode::UNAUTHORIZED);
         }
+        told(&gateway).await;
         let list = gateway.client().get(gateway.url("/api/wasm/modules"));
         let list = list.bearer_auth(KEYS[0]).send().await.unwrap();
         let list: Value = list.json().await.unwrap();
