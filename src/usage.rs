@@ -163,6 +163,9 @@ impl Used {
 
 /// The status of a request that was not executed, or whose guest's answer could not be used.
 pub fn status_of(failure: &Failure) -> Status {
+    if failure.code == code::STOPPED {
+        return Status::Cancelled;
+    }
     match failure.status.as_u16() {
         429 | 503 => Status::Rejected,
         400..=499 => Status::ValidationError,
@@ -250,5 +253,7 @@ mod tests {
             let failure = Failure::new(status, code::INTERNAL_ERROR, "");
             assert_eq!(status_of(&failure), expected, "{status}");
         }
+        // What the operator ended was no mistake of the client's.
+        assert_eq!(status_of(&Failure::stopped()), Status::Cancelled);
     }
 }

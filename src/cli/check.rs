@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use x509_parser::prelude::X509Version;
 
 use crate::config::{self, Config, Loaded, Path, Problem};
 use crate::gateway::Listener;
@@ -238,7 +239,9 @@ impl Findings<'_> {
         let Some(chain) = chain else {
             return;
         };
-        self.validity(&files.cert, &chain, &at.key("cert"), now);
+        if !self.validity(&files.cert, &chain, &at.key("cert"), now) {
+            return;
+        }
         let Some(key) = key else {
             return;
         };
@@ -278,21 +281,35 @@ impl Findings<'_> {
         }
     }
 
+    /// Whether the certificate may be used at all, of its own.
     fn validity(
         &mut self,
         file: &FilePath,
         chain: &[CertificateDer<'_>],
         path: &Path,
         now: SystemTime,
-    ) {
+    ) -> bool {
         let file = file.display();
         let Some(leaf) = chain.first() else {
-            return;
+            return false;
         };
         let Ok((_, certificate)) = x509_parser::parse_x509_certificate(leaf) else {
             self.problem(path, format_args!("{file} holds no X.509 certificate"), "");
-            return;
+            return false;
         };
+        if certificate.version() != X509Version::V3 {
+            self.problem(path, format_args!("{file} {}", tls::NOT_VERSION_3), "");
+            return false;
+        }
+        if !matches!(certificate.subject_alternative_name(), Ok(Some(_))) {
+            self.warning(
+                path,
+                format_args!(
+                    "{file} has no subjectAltName: clients do not look for names elsewhere"
+                ),
+                "request one with the names it is for",
+            );
+        }
         let validity = certificate.validity();
         let seconds = |time: SystemTime| {
             time.duration_since(SystemTime::UNIX_EPOCH)
@@ -324,6 +341,7 @@ impl Findings<'_> {
                 "",
             );
         }
+        true
     }
 
     fn modules(&mut self, check: &ModuleProbe<'_>) {

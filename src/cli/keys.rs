@@ -65,9 +65,9 @@ pub struct Create {
     /// Role of the user, when it is made now [default: user].
     #[arg(long, value_enum)]
     pub role: Option<Role>,
-    /// Tier of the key: its rate limits, memory and time.
-    #[arg(long, value_enum, default_value = "free")]
-    pub tier: Tier,
+    /// Tier of the key: its rate limits, memory and time [default: its user's; of a user that is made now: free].
+    #[arg(long, value_enum)]
+    pub tier: Option<Tier>,
     /// What the key may be used for [default: all that the user's role allows].
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SCOPE,…")]
     pub scopes: Vec<Scope>,
@@ -130,11 +130,11 @@ pub async fn run(
 
 async fn make(create: Create, store: &Store, auth: &Authenticator) -> anyhow::Result<String> {
     let user = user(&create, store).await?;
-    if create.tier > user.tier {
+    let tier = create.tier.unwrap_or(user.tier);
+    if tier > user.tier {
         bail!(
-            "{email} is on the tier {}; raise it first: wasm-wizard users set-tier {email} {}",
+            "{email} is on the tier {}; raise it first: wasm-wizard users set-tier {email} {tier}",
             user.tier,
-            create.tier,
             email = user.email,
         );
     }
@@ -161,7 +161,7 @@ async fn make(create: Create, store: &Store, auth: &Authenticator) -> anyhow::Re
         name: &create.name,
         prefix: &key.prefix,
         hash: key.hash,
-        tier: create.tier,
+        tier,
         scopes,
         expires_at,
     };
@@ -198,7 +198,11 @@ async fn user(create: &Create, store: &Store) -> anyhow::Result<User> {
     let user = match store.user_by_email(email).await? {
         Some(user) => user,
         None => match store
-            .user_create_on(email, create.role.unwrap_or(Role::User), create.tier)
+            .user_create_on(
+                email,
+                create.role.unwrap_or(Role::User),
+                create.tier.unwrap_or(Tier::Free),
+            )
             .await
         {
             Ok(user) => return Ok(user),

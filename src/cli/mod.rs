@@ -25,8 +25,8 @@ use crate::config::{self, Config};
 use crate::route::{Route, Table};
 use crate::sandbox::{self, Sandbox};
 use crate::server::Configured;
-use crate::store::Store;
 use crate::store::audit::{Actor, ActorKind};
+use crate::store::{self, Store};
 use crate::tls;
 
 const ABOUT: &str = "An HTTPS gateway that runs WebAssembly inline";
@@ -272,11 +272,19 @@ fn with_store(
     work: impl AsyncFnOnce(&Store, &Authenticator, &Sandbox) -> anyhow::Result<()>,
 ) -> anyhow::Result<i32> {
     let salt = config::salt_at_start(config).context("reading the API key salt")?;
+    let made = store::missing_file(&config.store);
     runtime()?.block_on(async {
         let store = Store::connect(&config.store)
             .await
             .context("opening the database")?;
         serve::bring_up_to_date(config, &store).await?;
+        if let Some(file) = made {
+            writeln!(
+                std::io::stderr(),
+                "made a new database, {}: the gateway's own is in the directory it runs in, or where its --config says",
+                file.display()
+            )?;
+        }
         let store = store.acting(operator());
         let auth = Authenticator::new(config.auth.settings(salt), store.clone());
         let sandbox = Sandbox::start(config.sandbox.clone().for_one_command())

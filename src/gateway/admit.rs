@@ -182,7 +182,10 @@ impl Gateway {
             Failure::limits_unavailable()
         })?;
         metrics().rate_limit(decision.allowed);
-        ctx.decision = Some(decision);
+        ctx.decision = Some(match ctx.decision {
+            Some(before) => before.and(decision),
+            None => decision,
+        });
         if decision.allowed {
             return Ok(());
         }

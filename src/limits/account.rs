@@ -1,7 +1,5 @@
 //! A subject's two buckets, minute and day, drawn from as one.
 
-use std::cmp::Reverse;
-
 use super::bucket::{Bucket, Quota, Reading};
 use super::{Decision, Window};
 
@@ -104,7 +102,7 @@ impl Account {
 fn decision(allowed: bool, windows: [Option<Window>; 2]) -> Decision {
     let windows = windows.into_iter().flatten();
     let window = if allowed {
-        windows.min_by_key(|window| (window.remaining, Reverse(window.reset_after)))
+        windows.min_by_key(Window::room)
     } else {
         windows.max_by_key(|window| window.retry_after)
     };

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use http::header::RETRY_AFTER;
 use http::{HeaderName, HeaderValue};
 
 use super::{Decision, Window};
@@ -25,12 +24,10 @@ const STATE: HeaderName = HeaderName::from_static("ratelimit");
 /// - `RateLimit-Policy: "minute";q=10;w=60` (quota, window in seconds) and
 ///   `RateLimit: "minute";r=9;t=6` (remaining, seconds until full), the structured fields of
 ///   draft-ietf-httpapi-ratelimit-headers.
-/// - `Retry-After` (RFC 9110 section 10.2.3) when refused: whole seconds, rounded up, at least 1, so
-///   that a client that waits so long does find a token.
+///
+/// `Retry-After` comes with the failure, as in every other refusal.
 pub fn headers(decision: &Decision) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
-    let fields = decision
-        .window
-        .map(|window| fields(&window, decision.allowed));
+    let fields = decision.window.map(|window| fields(&window));
     fields.into_iter().flatten().flatten()
 }
 
@@ -51,7 +48,7 @@ pub fn cpu_headers(left: &Decision) -> impl Iterator<Item = (HeaderName, HeaderV
     fields.into_iter().flatten()
 }
 
-fn fields(window: &Window, allowed: bool) -> [Option<(HeaderName, HeaderValue)>; 6] {
+fn fields(window: &Window) -> [Option<(HeaderName, HeaderValue)>; 5] {
     let name = window.name();
     let reset = whole_seconds(window.reset_after);
     let policy = format!("\"{name}\";q={};w={}", window.limit, window.seconds);
@@ -67,12 +64,6 @@ fn fields(window: &Window, allowed: bool) -> [Option<(HeaderName, HeaderValue)>;
         HeaderValue::try_from(state)
             .ok()
             .map(|value| (STATE, value)),
-        (!allowed).then(|| {
-            (
-                RETRY_AFTER,
-                HeaderValue::from(whole_seconds(window.retry_after).max(1)),
-            )
-        }),
     ]
 }
 
@@ -119,49 +110,27 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_request_learns_when_to_come_back() {
-        let refused = Window {
-            seconds: 86_400,
-            limit: 500,
-            remaining: 0,
-            reset_after: Duration::from_secs(86_400),
-            retry_after: Duration::from_nanos(1),
-        };
+    fn a_refused_request_learns_of_the_window_that_refused_it() {
         let decision = Decision {
             allowed: false,
-            window: Some(refused),
-        };
-        let rendered = rendered(&decision);
-        assert!(
-            rendered.contains(&"retry-after: 1".to_owned()),
-            "{rendered:?}"
-        );
-        assert!(
-            rendered.contains(&"ratelimit: \"day\";r=0;t=86400".to_owned()),
-            "{rendered:?}"
-        );
-    }
-
-    #[test]
-    fn retry_after_is_rounded_up_so_that_waiting_it_out_is_enough() {
-        for (nanos, seconds) in [
-            (0, 1),
-            (999_999_999, 1),
-            (1_000_000_000, 1),
-            (1_000_000_001, 2),
-        ] {
-            let refused = Window {
+            window: Some(Window {
+                seconds: 86_400,
+                limit: 500,
                 remaining: 0,
-                retry_after: Duration::from_nanos(nanos),
-                ..window()
-            };
-            let decision = Decision {
-                allowed: false,
-                window: Some(refused),
-            };
-            let expected = format!("retry-after: {seconds}");
-            assert!(rendered(&decision).contains(&expected), "{nanos} ns");
-        }
+                reset_after: Duration::from_secs(86_400),
+                retry_after: Duration::from_nanos(1),
+            }),
+        };
+        assert_eq!(
+            rendered(&decision),
+            [
+                "x-ratelimit-limit: 500",
+                "x-ratelimit-remaining: 0",
+                "x-ratelimit-reset: 86400",
+                "ratelimit-policy: \"day\";q=500;w=86400",
+                "ratelimit: \"day\";r=0;t=86400",
+            ]
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod headers;
 mod shared;
 pub mod store;
 
+use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -156,6 +157,32 @@ pub struct Decision {
     /// The window that binds: the one that refused, else the one with the least left. `None` when
     /// there is no limit.
     pub window: Option<Window>,
+}
+
+impl Decision {
+    /// Both: the request has to pass this limit and another.
+    pub fn and(self, other: Decision) -> Decision {
+        match (self.allowed, other.allowed) {
+            (true, true) => Decision {
+                allowed: true,
+                window: self
+                    .window
+                    .into_iter()
+                    .chain(other.window)
+                    .min_by_key(Window::room),
+            },
+            (false, true) => self,
+            (true | false, false) => other,
+        }
+    }
+}
+
+impl Window {
+    /// The one with the least binds, of those that let a request pass: that with the least left, and of two
+    /// equal ones that which takes longer to fill.
+    fn room(&self) -> (u32, Reverse<Duration>) {
+        (self.remaining, Reverse(self.reset_after))
+    }
 }
 
 /// One window's state, as the headers report it.

@@ -35,6 +35,7 @@ pub use error::StoreError;
 pub use migrate::Migrated;
 pub use roles::GrantError;
 pub use settings::Settings;
+pub use sqlite::missing_file;
 
 /// Longest a [`Store::ping`] takes.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);

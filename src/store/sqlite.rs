@@ -168,6 +168,12 @@ fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     Ok(path)
 }
 
+/// The database's file, where it would be made now: for who looks from the wrong directory.
+pub fn missing_file(settings: &Settings) -> Option<PathBuf> {
+    let path = path_of(&settings.url).ok()?;
+    (!path.exists()).then_some(path)
+}
+
 /// Makes the file, readable by its owner alone, and its directory. What is there stays as it is.
 /// SQLite gives the files beside it (`-wal`, `-shm`) the same permissions.
 fn make(path: &Path) -> io::Result<()> {

@@ -7,7 +7,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
 use super::source::{Source, Supplied, Version};
 use super::stamp::Stamps;
@@ -140,9 +140,15 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     })
 }
 
+/// What `openssl x509 -req` makes where it is given no extensions (RFC 5280 section 4.1.2.1).
+pub const NOT_VERSION_3: &str = "is of X.509 version 1 or 2, which no client takes: make one of version 3, by      giving it the names it is for (subjectAltName)";
+
 fn facts(leaf: &CertificateDer<'_>) -> Result<CertificateFacts, String> {
     let (_, cert) =
         X509Certificate::from_der(leaf).map_err(|e| format!("not an X.509 certificate: {e}"))?;
+    if cert.version() != X509Version::V3 {
+        return Err(NOT_VERSION_3.into());
+    }
     let mut names = Vec::new();
     if let Ok(Some(san)) = cert.subject_alternative_name() {
         for name in &san.value.general_names {

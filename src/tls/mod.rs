@@ -19,7 +19,7 @@ use std::path::PathBuf;
 pub use challenge::Challenges;
 pub use client::{ClientCertificate, Standing};
 pub use development::{DEVELOPMENT_COMMON_NAME, ensure_development};
-pub use files::inspect;
+pub use files::{NOT_VERSION_3, inspect};
 pub use source::{Source, Supplied, Tls, TlsError, Version};
 pub use terminator::{Prepared, Terminator, watch};
 

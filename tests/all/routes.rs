@@ -364,7 +364,42 @@ async fn an_anonymous_route_can_be_limited_per_address() {
     assert_eq!(ask().await.headers()["x-ratelimit-remaining"], "0");
     let refused = ask().await;
     assert_eq!(refused.status(), 429);
-    assert!(refused.headers().contains_key("retry-after"));
+    let waits = refused.headers().get_all("retry-after").iter().count();
+    assert_eq!(waits, 1, "a field of one value (RFC 9110 section 10.2.3)");
+}
+
+#[tokio::test]
+async fn answers_tell_of_the_limit_that_binds_be_it_the_routes_or_the_callers() {
+    let gateway = gateway()
+        .set("tiers.enterprise.per_minute", json!(4))
+        .set("tiers.enterprise.per_day", json!("unlimited"))
+        .route(
+            json!({ "name": "few", "match": { "path": "/few" }, "limits": { "per_minute": 2 },
+            "respond": { "status": 200, "body": "ok", "content_type": "text/plain" } }),
+        )
+        .route(
+            json!({ "name": "many", "match": { "path": "/many" }, "limits": { "per_minute": 500 },
+            "respond": { "status": 200, "body": "ok", "content_type": "text/plain" } }),
+        )
+        .start();
+    let key = gateway.admin_key();
+    let client = gateway.client();
+    for (path, status, limit, remaining) in [
+        ("/few", 200, "2", "1"),
+        ("/many", 200, "4", "2"),
+        ("/few", 200, "2", "0"),
+        // The route refuses, and the caller's own is not drawn from.
+        ("/few", 429, "2", "0"),
+        ("/many", 200, "4", "0"),
+        ("/many", 429, "4", "0"),
+    ] {
+        let request = client.get(gateway.url(path)).header("x-api-key", &key);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), status, "{path}");
+        let headers = answer.headers();
+        assert_eq!(headers["x-ratelimit-limit"], limit, "{path}");
+        assert_eq!(headers["x-ratelimit-remaining"], remaining, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 
 use crate::support::eventually;
-use crate::support::gateway::{Builder, Gateway, gateway};
+use crate::support::gateway::{Builder, Gateway, gateway, run};
 
 const REQUEST: &[u8] = b"GET /who HTTP/1.1\r\nHost: localhost\r\nX-Client-Subject: CN=forged\r\n\
     X_Client_Subject: CN=forged\r\nConnection: close\r\n\r\n";
@@ -357,5 +357,35 @@ async fn a_staple_is_sent_along() {
             shown.contains("OCSP Response Status: successful"),
             "{version}\n{shown}"
         );
+    }
+}
+
+#[test]
+fn a_certificate_of_version_1_is_said_to_be_one() {
+    let dir = crate::support::gateway::workdir();
+    plain_config(dir.path());
+    openssl(
+        dir.path(),
+        "req -new -newkey rsa:2048 -nodes -config req.cnf -subj /CN=localhost -keyout one.key -out one.csr",
+    );
+    openssl(
+        dir.path(),
+        "x509 -req -in one.csr -signkey one.key -days 90 -out one.crt",
+    );
+    std::fs::write(
+        dir.path().join("one.yaml"),
+        "server:\n  https: [{ address: \"127.0.0.1:0\", certificates: [{ cert: one.crt, key: one.key }] }]\n",
+    )
+    .unwrap();
+    for command in ["check", "serve"] {
+        let output = run(dir.path(), &[command, "--config", "one.yaml"], &[]);
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("one.crt") && said.contains("version 1"),
+            "{said}"
+        );
+        assert!(said.contains("subjectAltName"), "{said}");
     }
 }
