@@ -138,6 +138,15 @@ impl<K: Copy + Eq + Hash> Life<K> {
         self.life.as_ref().is_some_and(|life| *life.borrow())
     }
 
+    /// Resolves once it has ended.
+    pub async fn ended(&self) {
+        match self.watch() {
+            // The sender is held here, so waiting ends only when it says so.
+            Some(mut ended) => drop(ended.wait_for(|ended| *ended).await),
+            None => std::future::pending().await,
+        }
+    }
+
     /// True once it has ended.
     pub fn watch(&self) -> Option<watch::Receiver<bool>> {
         self.life.as_ref().map(|life| life.subscribe())

@@ -40,13 +40,13 @@ pub(super) use facts::{
     Facts, NotGood, OnConnection, certificate, count_at_once, count_request, facts,
 };
 pub(super) use framing::Refusal;
-use overdue::Due;
 pub(super) use overdue::Report;
+use overdue::{Due, Ending};
 
 tokio::task_local! {
     /// How far the connection is that this task works on; of HTTP/1 only.
     static PROGRESS: Arc<Progress>;
-    /// When the rest of the body must be there of the request that this task works on; of HTTP/2 only.
+    /// What ends the request that this task works on; of HTTP/2 only.
     static DUE: Arc<Due>;
 }
 
@@ -57,6 +57,8 @@ struct Progress {
     head_due_ms: AtomicU64,
     /// The answer switches to another protocol (101).
     switched: AtomicBool,
+    /// What ends the request that is worked on.
+    ending: Ending,
 }
 
 const HEAD_READ: u64 = u64::MAX;
@@ -67,6 +69,7 @@ impl Progress {
             started: Instant::now(),
             head_due_ms: AtomicU64::new(HEAD_READ),
             switched: AtomicBool::new(false),
+            ending: Ending::default(),
         }
     }
 
@@ -117,6 +120,24 @@ pub(super) fn await_body(at: Instant, report: Report) {
 /// Says that a part of the body has come, and when the next is due; `None` after the last.
 pub(super) fn body_due(at: Option<Instant>) {
     let _ = DUE.try_with(|due| due.set(at));
+}
+
+/// Has the request ended, of HTTP/1 with its connection, when `until` resolves before [`is_over`] is said.
+pub(super) fn end_when(until: impl Future<Output = ()> + Send + 'static, report: Report) {
+    with_ending(|ending| ending.set(until, report));
+}
+
+/// Says that the request has come to its end.
+pub(super) fn is_over() {
+    with_ending(Ending::clear);
+}
+
+fn with_ending(work: impl FnOnce(&Ending)) {
+    let mut work = Some(work);
+    let of_stream = DUE.try_with(|due| work.take().map(|work| work(&due.ending)));
+    if of_stream.is_err() {
+        let _ = PROGRESS.try_with(|progress| work.take().map(|work| work(&progress.ending)));
+    }
 }
 
 fn head_is_read() -> bool {
@@ -204,6 +225,10 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Gate<A> {
                 biased;
                 left = work => left,
                 () = progress.overdue(head_timeout) => None,
+                report = progress.ending.ended() => {
+                    report();
+                    None
+                }
             }
         }
     }
@@ -330,13 +355,9 @@ pub struct HeadDeadline<P> {
 }
 
 impl<P: HttpServerApp + Send + Sync + 'static> HeadDeadline<P> {
-    /// Serves a request, and resets it where its body does not come in time. (A body that is read here
-    /// rather than by Pingora has its own deadline, and a proper answer.)
-    async fn http2(&self, mut session: ServerSession, shutdown: &ShutdownWatch) {
-        if session.is_body_done() {
-            self.inner.process_new_http(session, shutdown).await;
-            return;
-        }
+    /// Serves a request, and resets it where its body does not come in time or its key is stopped. (A body
+    /// that is read here rather than by Pingora has its own deadline, and a proper answer.)
+    async fn http2(&self, session: ServerSession, shutdown: &ShutdownWatch) {
         let due = Arc::<Due>::default();
         let work = self.inner.process_new_http(session, shutdown);
         let work = DUE.scope(Arc::clone(&due), work);
@@ -348,6 +369,7 @@ impl<P: HttpServerApp + Send + Sync + 'static> HeadDeadline<P> {
                     report();
                 }
             }
+            report = due.ending.ended() => report(),
         }
     }
 }

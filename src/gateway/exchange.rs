@@ -12,6 +12,7 @@ use pingora_proxy::Session;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Ctx, Gateway, body, forward, proxy, trace};
+use crate::failure::code;
 use crate::route::{HeaderEdits, Proxy};
 use crate::upstream::http1::{Connection, Piece};
 use crate::upstream::{Group, Member, Protocol};
@@ -37,15 +38,37 @@ pub(super) fn carries(proxy: &Proxy, ctx: &Ctx) -> bool {
 }
 
 impl Gateway {
-    /// Passes the request on and its answer back, with as many tries as it may have.
+    /// Passes the request on and its answer back, until the key that it came with is stopped.
     pub(super) async fn exchange(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
         of: Of<'_>,
     ) -> Result<(), Box<Error>> {
+        let (principal, started) = (ctx.principal.clone(), ctx.started);
+        tokio::select! {
+            biased;
+            done = self.tries(session, ctx, &of) => return done,
+            () = self.stopped(&principal, started) => {}
+        }
+        if ctx.proxied.answers {
+            // Where what was being written is to be gone on with is not known.
+            ctx.failure = Some(code::STOPPED);
+            let why = "the key or its user was stopped";
+            return Err(Error::explain(ErrorType::ConnectionClosed, why).into_down());
+        }
+        Err(proxy::refuse_stopped(ctx))
+    }
+
+    /// As many tries as it may have.
+    async fn tries(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        of: &Of<'_>,
+    ) -> Result<(), Box<Error>> {
         loop {
-            match self.attempt(session, ctx, &of).await {
+            match self.attempt(session, ctx, of).await {
                 Err(error) if error.retry() => {
                     tracing::debug!(request_id = ctx.request_id, %error, "another upstream is tried");
                 }
@@ -117,6 +140,7 @@ impl Gateway {
         let mut piece = connection.piece()?;
         frame(&mut head, &piece)?;
         self.finish_passed(session, ctx, &mut head)?;
+        ctx.proxied.answers = true;
         let mut ended = piece == Piece::End;
         let mut tasks = Vec::with_capacity(2);
         tasks.push(HttpTask::Header(Box::new(head), ended));

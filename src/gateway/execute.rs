@@ -79,7 +79,12 @@ impl Gateway {
         } = program;
         let limit = BodyLimit::of_route(&ctx.plan.settings, limits);
         let share = share(ctx);
-        let input = feed::open(session, limit, self.shared.body_room.place(share)).await?;
+        let place = self.shared.body_room.place(share);
+        let input = tokio::select! {
+            biased;
+            input = feed::open(session, limit, place) => input?,
+            () = self.stopped(&ctx.principal, ctx.started) => return Err(Failure::stopped().into()),
+        };
         let (args, env) = args_and_env(session, ctx, execute, input.length)?;
         let guest_limits = guest_limits(ctx, limits);
         self.be_seated(ctx, limits, guest_limits.deadline).await?;

@@ -234,6 +234,7 @@ impl Gateway {
                 limit.check_announced(session)?;
                 proxy::await_body(session, ctx, limit);
                 if !exchange::carries(proxy, ctx) {
+                    self.look_after(session, ctx);
                     return Ok(Next::Upstream);
                 }
                 let of = exchange::Of {
@@ -559,6 +560,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+        connection::is_over();
         self.log(session, error, ctx);
         self.end_trace(session, ctx);
     }

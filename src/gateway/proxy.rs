@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use http::uri::PathAndQuery;
@@ -16,7 +16,7 @@ use super::body::{self, BodyLimit};
 use super::connection::{self, Report};
 use super::websocket::Open;
 use super::{Ctx, Gateway, forward, websocket};
-use crate::auth::{Leash, Principal};
+use crate::auth::{Authenticator, Leash, Principal};
 use crate::failure::{Failure, code};
 use crate::route::{Proxy, Target};
 use crate::telemetry::metrics::metrics;
@@ -42,13 +42,18 @@ pub(super) struct Proxied {
     retrying: bool,
     /// All of the request's body has come.
     body_ended: bool,
+    /// The answer is being written, by us rather than by Pingora.
+    pub answers: bool,
     /// Of what lasts: tells whether whom it is for is stopped.
     leash: Option<Leash>,
 }
 
 /// A request that takes longer is looked after: whom it is for may be stopped meanwhile. Of shorter ones
 /// nothing is noted anywhere.
-const LONG: Duration = Duration::from_millis(500);
+const LONG: Duration = Duration::from_millis(250);
+
+/// A stopped request that comes to notice it by itself within this time is answered; others are cut off.
+const NOTICED_WITHIN: Duration = Duration::from_millis(200);
 
 impl Proxied {
     /// The request is about to be written to the upstream.
@@ -96,14 +101,27 @@ impl Gateway {
         if !lasts || !self.leash(ctx).is_some_and(Leash::has_ended) {
             return Ok(());
         }
-        let stopped = Failure::stopped();
-        // Where the answer has begun already, it is not told any more.
-        ctx.failure = Some(stopped.code);
-        ctx.proxied.refusal = Some(stopped);
-        Error::e_explain(
-            ErrorType::HTTPStatus(403),
-            "the key or its user was stopped",
-        )
+        Err(refuse_stopped(ctx))
+    }
+
+    /// Resolves when the key that a request came with is stopped; never where there is none.
+    pub(super) async fn stopped(&self, principal: &Principal, started: Instant) {
+        stopped(&self.shared.auth, principal, started).await;
+    }
+
+    /// Has a request that Pingora is about to pass on cut off when its key is stopped, whatever it waits for.
+    pub(super) fn look_after(&self, session: &Session, ctx: &Ctx) {
+        // A WebSocket's connection looks itself.
+        if ctx.proxied.websocket || !matches!(ctx.principal, Principal::Key(_)) {
+            return;
+        }
+        let (auth, principal) = (self.shared.auth.clone(), ctx.principal.clone());
+        let started = ctx.started;
+        let until = async move {
+            stopped(&auth, &principal, started).await;
+            tokio::time::sleep(NOTICED_WITHIN).await;
+        };
+        connection::end_when(until, resetting(session, ctx, Failure::stopped()));
     }
 
     /// The next upstream to try, for Pingora.
@@ -315,6 +333,27 @@ impl Gateway {
     }
 }
 
+/// Of what is over soon nothing is noted.
+async fn stopped(auth: &Authenticator, principal: &Principal, started: Instant) {
+    let Principal::Key(key) = principal else {
+        return std::future::pending().await;
+    };
+    tokio::time::sleep_until((started + LONG).into()).await;
+    auth.leash(key).ended().await;
+}
+
+/// The error of a request whose key is stopped.
+pub(super) fn refuse_stopped(ctx: &mut Ctx) -> Box<Error> {
+    let stopped = Failure::stopped();
+    // Where the answer has begun already, it is not told any more.
+    ctx.failure = Some(stopped.code);
+    ctx.proxied.refusal = Some(stopped);
+    Error::explain(
+        ErrorType::HTTPStatus(403),
+        "the key or its user was stopped",
+    )
+}
+
 /// The settings of the request's route, where it is a proxy.
 pub(super) fn proxy(ctx: &Ctx) -> Option<&Proxy> {
     match &ctx.route()?.target {
@@ -334,13 +373,13 @@ pub(super) fn await_body(session: &mut Session, ctx: &mut Ctx, limit: BodyLimit)
     }
     session.set_read_timeout(Some(limit.timeout));
     if session.as_downstream().is_http2() {
-        let report = overdue(session, ctx, limit.too_slow());
+        let report = resetting(session, ctx, limit.too_slow());
         connection::await_body(ctx.started + limit.timeout, report);
     }
 }
 
-/// Counts and logs a request that is reset because its body did not come in time.
-fn overdue(session: &Session, ctx: &Ctx, failure: Failure) -> Report {
+/// Counts and logs a request that is reset, because its body did not come in time or its key was stopped.
+fn resetting(session: &Session, ctx: &Ctx, failure: Failure) -> Report {
     let plan = Arc::clone(&ctx.plan);
     let (index, started, client) = (ctx.route_index(), ctx.started, ctx.client);
     let (method, path) = (

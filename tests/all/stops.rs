@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
@@ -19,7 +19,7 @@ use wasm_wizard::store::users::User;
 
 use crate::support::accounts::{Accounts, MadeKey};
 use crate::support::gateway::{Builder, Gateway, gateway, run};
-use crate::support::{eventually, postgres};
+use crate::support::{eventually, postgres, root};
 use crate::websocket::{Socket, active, connect, echo};
 
 /// How soon a stop holds everywhere.
@@ -284,7 +284,7 @@ async fn a_stop_ends_sockets_and_what_lasts_on_every_gateway() {
         .post(other.url("/up"))
         .bearer_auth(&key.secret);
     let up = tokio::spawn(up.body(reqwest::Body::wrap_stream(drip)).send());
-    // So long nothing is noted of what is proxied.
+    // So long that it is noted what is proxied.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(700) {
         assert!(cut.chunk().await.unwrap().is_some());
@@ -326,6 +326,138 @@ async fn a_stop_ends_sockets_and_what_lasts_on_every_gateway() {
     active(&other, 0).await;
     while let Ok(Some(_)) = goes_on.chunk().await {
         assert!(since.elapsed() < SOON, "it goes on");
+    }
+}
+
+/// An upstream that reads and never answers, and how many connections it has.
+async fn silent() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&connections);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                let mut read = [0; 4096];
+                while socket.read(&mut read).await.is_ok_and(|read| read > 0) {}
+                counted.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (format!("http://{address}"), connections)
+}
+
+/// A body that begins and does not go on.
+fn stalled() -> reqwest::Body {
+    let begun = futures_util::stream::once(async { Ok::<_, std::io::Error>("begun") });
+    reqwest::Body::wrap_stream(begun.chain(futures_util::stream::pending()))
+}
+
+/// What each of the requests comes to: status and code, or nothing where it was cut off.
+type Ends = Vec<(&'static str, tokio::task::JoinHandle<Option<(u16, Value)>>)>;
+
+/// Requests on which nothing moves. Three of them have a connection at the upstream.
+fn motionless(gateway: &Gateway, key: &str) -> Ends {
+    let ask = |name, method: &str, path, body: Option<reqwest::Body>| {
+        let request = gateway
+            .client()
+            .request(method.parse().unwrap(), gateway.url(path));
+        let mut request = request.bearer_auth(key);
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        let end = tokio::spawn(async move {
+            let answer = request.send().await.ok()?;
+            let status = answer.status().as_u16();
+            let body: Value = answer.json().await.ok()?;
+            Some((status, body["code"].clone()))
+        });
+        (name, end)
+    };
+    vec![
+        ("an upstream that does not answer", "GET", "/quiet", None),
+        (
+            "one that has a body",
+            "POST",
+            "/quiet",
+            Some("all of it".into()),
+        ),
+        ("an upload that stalls", "POST", "/quiet", Some(stalled())),
+        (
+            "a guest's input that stalls",
+            "POST",
+            "/guest",
+            Some(stalled()),
+        ),
+    ]
+    .into_iter()
+    .map(|(name, method, path, body)| ask(name, method, path, body))
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_ends_requests_on_which_nothing_moves() {
+    let url = postgres::database().await;
+    let (quiet, connections) = silent().await;
+    let routes = |builder: Builder| {
+        builder
+            .env("DATABASE_URL", &url)
+            .route(
+                json!({ "name": "quiet", "match": { "path": "/quiet", "methods": ["GET", "POST"] },
+                "auth": "key", "proxy": { "upstreams": [quiet] } }),
+            )
+            .route(
+                json!({ "name": "guest", "match": { "path": "/guest", "methods": ["POST"] },
+                "auth": "key", "execute": { "file": root().join("examples/guests/echo.wasm"), "abi": "command" } }),
+            )
+    };
+    // One speaks HTTP/2 and the other HTTP/1.
+    let one = routes(patient()).start();
+    let other = routes(patient())
+        .in_dir_of(&one)
+        .set("usage.journal.directory", json!("data/journal-other"))
+        .start_plain();
+    let world = World::new(Accounts::at(&one, &url).await).await;
+    let kept = world.key(&world.user).await;
+    let goes_on = motionless(&one, &kept.secret);
+    for runs_for in [Duration::ZERO, Duration::from_millis(600)] {
+        let key = world.key(&world.user).await;
+        let mut ends = motionless(&one, &key.secret);
+        ends.extend(motionless(&other, &key.secret));
+        // Those that go on are there too.
+        eventually("all have an upstream", async || {
+            (connections.load(Ordering::SeqCst) == 9).then_some(())
+        })
+        .await;
+        let begun = Instant::now();
+        while begun.elapsed() < runs_for {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let path = format!("/api/admin/keys/{}", key.id);
+        let since = Instant::now();
+        change(&one, "DELETE", &path, json!({})).await;
+        for (name, end) in ends {
+            let ended = tokio::time::timeout(SOON, end).await;
+            println!("{name} ended after {:?}: {ended:?}", since.elapsed());
+            assert!(since.elapsed() < SOON, "{name}");
+            // A stalled upload through an upstream, and what has a body, may be cut off.
+            let end = ended.unwrap().unwrap();
+            let is_told = name.contains("not answer") || name.contains("guest");
+            assert!(end.is_some() || !is_told, "{name}");
+            if let Some((status, code)) = end {
+                assert_eq!((status, code), (403, json!("stopped")), "{name}");
+            }
+        }
+        eventually("the upstream's connections are closed", async || {
+            (connections.load(Ordering::SeqCst) == 3).then_some(())
+        })
+        .await;
+    }
+    for (name, end) in goes_on {
+        assert!(!end.is_finished(), "{name} of another key");
+        end.abort();
     }
 }
 

@@ -1,6 +1,9 @@
-//! Bodies of HTTP/2 requests that don't come: Pingora reads them without a timeout.
+//! Requests that end from outside, whatever they wait for: bodies of HTTP/2 that don't come, which Pingora
+//! reads without a timeout, and requests whose key is stopped.
 
-use std::sync::{Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -11,6 +14,27 @@ pub struct Due {
     state: Mutex<State>,
     /// Told when there is a time, where there was none.
     begun: Notify,
+    pub ending: Ending,
+}
+
+/// What ends the request that is worked on now; nothing of most.
+#[derive(Default)]
+pub struct Ending {
+    next: Mutex<Next>,
+    is_set: AtomicBool,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Next {
+    /// Counts what was set and cleared.
+    number: u64,
+    cause: Option<Cause>,
+}
+
+struct Cause {
+    until: Pin<Box<dyn Future<Output = ()> + Send>>,
+    report: Report,
 }
 
 #[derive(Default)]
@@ -65,6 +89,59 @@ impl Due {
     }
 }
 
+impl Ending {
+    /// The request ends when `until` resolves.
+    pub fn set(&self, until: impl Future<Output = ()> + Send + 'static, report: Report) {
+        let until = Box::pin(until);
+        self.put(Some(Cause { until, report }));
+        self.is_set.store(true, Ordering::Relaxed);
+    }
+
+    /// The request is over by itself.
+    pub fn clear(&self) {
+        if self.is_set.load(Ordering::Relaxed) {
+            self.is_set.store(false, Ordering::Relaxed);
+            self.put(None);
+        }
+    }
+
+    /// Resolves when the request has to end, with the report of that.
+    pub async fn ended(&self) -> Report {
+        loop {
+            let (number, cause) = {
+                let mut next = self.next();
+                (next.number, next.cause.take())
+            };
+            let Some(Cause { mut until, report }) = cause else {
+                self.changed.notified().await;
+                continue;
+            };
+            loop {
+                tokio::select! {
+                    biased;
+                    // It may be the word of this one, which was found before it was heard of.
+                    () = self.changed.notified() => if self.next().number != number {
+                        break;
+                    },
+                    () = &mut until => return report,
+                }
+            }
+        }
+    }
+
+    fn put(&self, cause: Option<Cause>) {
+        let mut next = self.next();
+        next.number += 1;
+        next.cause = cause;
+        drop(next);
+        self.changed.notify_one();
+    }
+
+    fn next(&self) -> MutexGuard<'_, Next> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -99,5 +176,35 @@ mod tests {
         let (reported, at) = overdue.await.unwrap();
         assert!(reported);
         assert_eq!((at - start).as_secs(), 50);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_over_is_not_ended_any_more_and_the_next_is() {
+        let second = Duration::from_secs(1);
+        let start = tokio::time::Instant::now();
+        let ending = Arc::new(Ending::default());
+        let waiting = Arc::clone(&ending);
+        let wrong: Report = Box::new(|| panic!("the first was over"));
+        // Before anybody waits, as where the request comes so far at once.
+        ending.set(tokio::time::sleep(2 * second), wrong);
+        let ended = tokio::spawn(async move {
+            let report = waiting.ended().await;
+            report();
+            tokio::time::Instant::now()
+        });
+        tokio::time::sleep(second).await;
+        ending.clear();
+        ending.clear();
+        tokio::time::sleep(5 * second).await;
+        ending.set(tokio::time::sleep(3 * second), Box::new(|| {}));
+        assert_eq!((ended.await.unwrap() - start).as_secs(), 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_set_before_anybody_waits_is_not_missed() {
+        let (ending, second) = (Ending::default(), Duration::from_secs(1));
+        ending.set(tokio::time::sleep(second), Box::new(|| {}));
+        let ended = tokio::time::timeout(2 * second, ending.ended());
+        assert!(ended.await.is_ok());
     }
 }
