@@ -90,8 +90,11 @@ case "$url" in
     need pg_dump postgresql-client
     use_postgres "$url"
     before=$(counts postgres "$PGDATABASE") || die "the database can't be read"
-    pg_dump --format=custom --compress=6 --no-owner --no-privileges --file="$work/content/database.dump"
+    pg_dump --format=custom --compress=6 --no-owner --file="$work/content/database.dump"
     after=$(counts postgres "$PGDATABASE")
+    # Whose it is and who gets in, for a restore where the database is gone.
+    belongs="owner $(owner_of "$PGDATABASE")"
+    while IFS= read -r role; do belongs+=$'\n'"connect $role"; done < <(connecting_to "$PGDATABASE")
     ;;
   sqlite:*)
     kind=sqlite
@@ -146,6 +149,7 @@ made $(date -u +%Y-%m-%dT%H:%M:%SZ)
 host $(uname -n)
 directory $PWD
 counts $after
+${belongs:-}
 TXT
 (cd "$work/content" && find . -type f ! -name MANIFEST -print0 | sort -z | xargs -0 sha256sum >"$work/MANIFEST")
 mv "$work/MANIFEST" "$work/content/MANIFEST"

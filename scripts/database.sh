@@ -89,6 +89,17 @@ sqlite_file() {
 # Runs SQL in a database and prints what comes, unaligned.
 sql() { psql --no-psqlrc --quiet --tuples-only --no-align --set ON_ERROR_STOP=1 --dbname "$1" --command "$2"; }
 
+literal() { printf "'%s'" "${1//\'/\'\'}"; }
+quoted() { printf '"%s"' "${1//\"/\"\"}"; }
+has_role() { [ "$(sql postgres "SELECT COUNT(*) FROM pg_roles WHERE rolname = $(literal "$1")")" = 1 ]; }
+owner_of() { sql postgres "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = $(literal "$1")"; }
+# The roles that may connect to a database and are not its owner, one a line; PUBLIC is all of them.
+connecting_to() {
+  sql postgres "SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END
+    FROM pg_database d, aclexplode(COALESCE(d.datacl, acldefault('d', d.datdba))) a
+    WHERE d.datname = $(literal "$1") AND a.privilege_type = 'CONNECT' AND a.grantee <> d.datdba ORDER BY 1"
+}
+
 # How many rows there are of what must not be lost, on one line. `postgres DATABASE` or `sqlite FILE`.
 counts() {
   local query='SELECT (SELECT COUNT(*) FROM users) || chr || (SELECT COUNT(*) FROM api_keys) || chr || (SELECT COUNT(*) FROM modules) || chr || (SELECT COUNT(*) FROM module_blobs)'

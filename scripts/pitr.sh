@@ -50,13 +50,15 @@ base() {
   use_postgres "$(database_url '')"
   umask 077
   mkdir -p "$to"
+  exec 9>"$to/.lock"
+  flock -n 9 || die "another base backup to $to is being made"
   find "$to" -maxdepth 1 -name '.part-*' -exec rm -rf {} +
   local name part
   name="base-$(date -u +%Y%m%dT%H%M%SZ)"
   part="$to/.part-$name"
   pg_basebackup --pgdata="$part" --format=plain --wal-method=stream --checkpoint=fast --no-password
   "$(program pg_verifybackup)" --quiet "$part" || die "the copy does not verify"
-  mv "$part" "$to/$name"
+  mv --no-target-directory "$part" "$to/$name" || { rm -rf "$part"; die "there is a $to/$name of this second already"; }
   say "made and verified $to/$name"
   bases "$to" | head -n "-$keep" | while IFS= read -r old; do
     rm -rf "$old"

@@ -15,7 +15,8 @@ certificates and secrets only files that are missing are put back; one that diff
 restored-TIME/, for you to compare (from an archive without encryption, all of them). Restoring the same archive twice does the same again.
 
   the database   as backup.sh finds it. With PostgreSQL the role must be allowed to make databases and to
-                 rename this one (its owner, or a superuser).
+                 rename this one (its owner, or a superuser). Its owner, who may connect to it, and what the
+                 gateways' role may do in it stay as they are; where it is gone, they are as at the backup.
   the key        BACKUP_KEY_FILE, or BACKUP_AGE_IDENTITY, as it was for the backup
   --unpack       only decrypts, checks every file against the manifest, and unpacks into DIRECTORY
 TXT
@@ -126,12 +127,20 @@ case "$kind:$url" in
     need pg_restore postgresql-client
     use_postgres "$url"
     name=$PGDATABASE
-    exists=$(sql postgres "SELECT COUNT(*) FROM pg_database WHERE datname = '${name//\'/\'\'}'")
-    owner=$PGUSER
-    [ "$exists" = 0 ] || owner=$(sql postgres "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = '${name//\'/\'\'}'")
+    exists=$(sql postgres "SELECT COUNT(*) FROM pg_database WHERE datname = $(literal "$name")")
+    if [ "$exists" != 0 ]; then
+      owner=$(owner_of "$name")
+      connecting=$(connecting_to "$name")
+    else
+      owner=$(field owner)
+      connecting=$(field connect)
+      if [ -z "$owner" ] || ! has_role "$owner"; then
+        say "the tables will be ${PGUSER:-yours}'s: ${owner:-the backup does not say whose they were}${owner:+ is no role here}"
+        owner=${PGUSER:-$(id -un)}
+      fi
+    fi
     new="${name}_new_$stamp"
     createdb --maintenance-db=postgres --template=template0 --owner="$owner" "$new"
-    quoted() { printf '"%s"' "${1//\"/\"\"}"; }
     closed=''
     # What fails halfway leaves nothing behind, and the old database where it was.
     undo() {
@@ -141,12 +150,27 @@ case "$kind:$url" in
     }
     trap undo EXIT
     pg_restore --exit-on-error --no-owner --no-privileges --role="$owner" --dbname="$new" "$work/database.dump"
+    # The rights of other roles by themselves: those that are no roles here get none, and that is no reason to stop.
+    pg_restore --list "$work/database.dump" | grep -E '^[0-9]+; [0-9]+ [0-9]+ (DEFAULT )?ACL ' >"$work/rights" || true
+    if [ -s "$work/rights" ] &&
+      ! pg_restore --use-list="$work/rights" --no-owner --role="$owner" --dbname="$new" "$work/database.dump" 2>"$work/refused"; then
+      grep 'ERROR' "$work/refused" | sort -u >&2 || true
+      say "not all rights could be given: run wasm-wizard migrate --service-role ROLE before gateways start"
+    fi
+    if [ -n "$connecting" ] && ! grep -qx PUBLIC <<<"$connecting"; then
+      sql postgres "REVOKE ALL ON DATABASE $(quoted "$new") FROM PUBLIC"
+    fi
+    while IFS= read -r role; do
+      if [ -n "$role" ] && [ "$role" != PUBLIC ] && has_role "$role"; then
+        sql postgres "GRANT CONNECT ON DATABASE $(quoted "$new") TO $(quoted "$role")"
+      fi
+    done <<<"$connecting"
     found=$(counts postgres "$new")
     if [ "$exists" != 0 ]; then
       # Gateways connect again at once; they get in when the new one is there.
       closed=$name
       sql postgres "ALTER DATABASE $(quoted "$name") WITH ALLOW_CONNECTIONS false"
-      sql postgres "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '${name//\'/\'\'}' AND pid <> pg_backend_pid()" >/dev/null
+      sql postgres "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $(literal "$name") AND pid <> pg_backend_pid()" >/dev/null
       sql postgres "ALTER DATABASE $(quoted "$name") RENAME TO $(quoted "${name}_before_$stamp")"
       closed="${name}_before_$stamp"
       say "what was there is now the database ${name}_before_$stamp; drop it when it is not needed"
@@ -179,4 +203,4 @@ case "$kind:$url" in
 esac
 [ "$found" = "$(field counts)" ] || say "users, keys, modules, contents: $(field counts) when the backup began"
 say "restored: users, keys, modules, contents: $found"
-say "run wasm-wizard migrate if the gateway is newer than the backup or has a role of its own (--service-role), and start it"
+say "run wasm-wizard migrate if the gateway is newer than the backup (with --service-role where it has a role of its own), and start it"

@@ -243,6 +243,9 @@ struct MigrateArgs {
     /// and nothing that would let it change the schema or the audit.
     #[arg(long, value_name = "ROLE")]
     service_role: Option<String>,
+    /// Only says whether this program could serve on the database as it is; a newer schema is no hindrance.
+    #[arg(long, conflicts_with = "service_role")]
+    check: bool,
 }
 
 fn migrate(args: &MigrateArgs, config: &Config) -> anyhow::Result<i32> {
@@ -250,6 +253,9 @@ fn migrate(args: &MigrateArgs, config: &Config) -> anyhow::Result<i32> {
         let store = Store::connect(&config.store)
             .await
             .context("opening the database")?;
+        if args.check {
+            return check_schema(&store).await;
+        }
         let done = store.migrate().await.context("migrating the database")?;
         if let Some(role) = &args.service_role {
             let granted = store.grant_to(role).await;
@@ -264,6 +270,26 @@ fn migrate(args: &MigrateArgs, config: &Config) -> anyhow::Result<i32> {
         store.close().await;
         Ok(0)
     })
+}
+
+/// What a gateway asks for before it starts.
+async fn check_schema(store: &Store) -> anyhow::Result<i32> {
+    let reading = "reading the database's schema version";
+    let pending = store.pending().await.context(reading)?;
+    if !pending.is_empty() {
+        bail!(
+            "the database lacks {} migration(s) that this program needs",
+            pending.len()
+        );
+    }
+    store.ping().await.context("reading the database")?;
+    let version = env!("CARGO_PKG_VERSION");
+    writeln!(
+        std::io::stdout(),
+        "version {version} can serve on this database"
+    )?;
+    store.close().await;
+    Ok(0)
 }
 
 /// Opens the database for a command, on a schema that is up to date.

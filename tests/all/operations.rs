@@ -2,6 +2,8 @@
 
 mod backup;
 mod legacy;
+mod owners;
+mod rollback;
 mod running;
 
 use std::fs;
@@ -9,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::support::root;
+use crate::support::{eventually, postgres, root};
 
 /// Runs a script to its end, in a directory, with these variables and no others.
 pub fn script(directory: &Path, name: &str, arguments: &[&str], env: &[(&str, &str)]) -> Output {
@@ -44,6 +46,12 @@ pub fn succeeds(directory: &Path, name: &str, arguments: &[&str], env: &[(&str, 
     let said = said(&output);
     assert!(output.status.success(), "{name} {arguments:?}:\n{said}");
     said
+}
+
+/// As [`succeeds`], and again: the second time finds what the first left. What the second one said.
+pub fn twice(directory: &Path, name: &str, arguments: &[&str], env: &[(&str, &str)]) -> String {
+    succeeds(directory, name, arguments, env);
+    succeeds(directory, name, arguments, env)
 }
 
 /// As [`script`], which must fail and say why.
@@ -140,6 +148,40 @@ fn secrets_are_made_once_and_shown_to_nobody() {
     fs::set_permissions(&salt, fs::Permissions::from_mode(0o644)).unwrap();
     succeeds(directory.path(), "generate_secrets.sh", &[], &[]);
     assert_eq!(read(), made);
+}
+
+#[tokio::test]
+async fn base_backups_are_made_again_and_a_restore_overwrites_nothing() {
+    let server = postgres::Server::start_new().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (to, data) = (directory.path().join("base"), directory.path().join("data"));
+    let (to, data) = (to.to_str().unwrap(), data.to_str().unwrap());
+    let url = server.url();
+    let env = [("DATABASE_URL", url.as_str())];
+    let base = ["base", "--to", to, "--keep", "1"];
+    // Of the same second or not, there is one then, and it is whole.
+    let mut said = succeeds(directory.path(), "pitr.sh", &base, &env);
+    said += &eventually("a second base backup", async || {
+        let output = script(directory.path(), "pitr.sh", &base, &env);
+        let is_of_the_same_second = self::said(&output).contains("of this second already");
+        (!is_of_the_same_second).then(|| self::said(&output))
+    })
+    .await;
+    assert_eq!(said.matches("made and verified").count(), 2, "{said}");
+    let names = || {
+        let entries = fs::read_dir(to).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let there = names();
+    assert!(there.len() == 2 && there[0] == ".lock", "{there:?}");
+    let restore = ["restore", "--from", to, "--archive", to, "--data", data];
+    succeeds(directory.path(), "pitr.sh", &restore, &[]);
+    fails(directory.path(), "pitr.sh", &restore, &[], "is not empty");
+    assert_eq!(names(), there);
 }
 
 #[test]

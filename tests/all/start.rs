@@ -150,6 +150,29 @@ fn migrate_works_as_a_command_and_as_a_flag() {
 }
 
 #[test]
+fn migrate_check_says_whether_the_program_could_serve_and_changes_nothing() {
+    let dir = workdir();
+    let check = || {
+        let out = run(dir.path(), &["migrate", "--check"], &[]);
+        let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+        (out.status.code(), said.into_owned())
+    };
+    for _ in 0..2 {
+        let (code, said) = check();
+        assert!(
+            code == Some(1) && said.contains("the database lacks"),
+            "{said}"
+        );
+    }
+    assert!(run(dir.path(), &["migrate"], &[]).status.success());
+    let (code, said) = check();
+    assert!(
+        code == Some(0) && said.contains("can serve on this database"),
+        "{said}"
+    );
+}
+
+#[test]
 fn exec_runs_a_guest_without_a_server() {
     let dir = workdir();
     let out = run(

@@ -7,7 +7,7 @@ use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
-use super::{fails, succeeds};
+use super::{fails, succeeds, twice};
 use crate::support::gateway::{Gateway, gateway};
 use crate::support::{eventually, postgres, root};
 
@@ -170,7 +170,7 @@ async fn postgres_is_backed_up_while_it_is_used_and_restored() {
         ("BACKUP_AGE_IDENTITY", identity.to_str().unwrap()),
         ("DATABASE_URL_FILE", url_file.to_str().unwrap()),
     ];
-    let said = succeeds(&dir, "backup.sh", &["--to", to], &env);
+    let said = twice(&dir, "backup.sh", &["--to", to], &env);
     assert!(said.contains("1 1 1 1"), "{said}");
     let password = url.split(':').nth(2).unwrap().split('@').next().unwrap();
     assert!(!said.contains(password));
