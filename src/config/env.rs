@@ -40,7 +40,7 @@ const fn secret(name: &'static str, path: &'static str) -> Variable {
 }
 
 /// Every variable that is read.
-pub const VARIABLES: [Variable; 36] = [
+pub const VARIABLES: [Variable; 37] = [
     variable("ENVIRONMENT", "environment"),
     secret("DATABASE_URL", "database.url"),
     secret("REDIS_URL", "limits.redis.url"),
@@ -58,6 +58,7 @@ pub const VARIABLES: [Variable; 36] = [
     variable("MEMORY_LIMIT", "sandbox.memory_max"),
     variable("PROMETHEUS_ENABLED", "metrics.enabled"),
     variable("METRICS_ENDPOINT", "metrics.path"),
+    variable("BACKUP_STAMP", "metrics.backup_stamp"),
     variable("FREE_TIER_RATE_MINUTE", "tiers.free.per_minute"),
     variable("FREE_TIER_RATE_DAY", "tiers.free.per_day"),
     variable("BASIC_TIER_RATE_MINUTE", "tiers.basic.per_minute"),
@@ -113,6 +114,9 @@ pub fn apply(file: &mut File, variables: &BTreeMap<String, String>, cx: &mut Con
     over.set("PROMETHEUS_ENABLED", &mut file.metrics.enabled, switch);
     over.set("METRICS_ENDPOINT", &mut file.metrics.path, |text| {
         Ok(text.to_string())
+    });
+    over.set("BACKUP_STAMP", &mut file.metrics.backup_stamp, |text| {
+        Ok(Some(text.to_string()))
     });
     over.collector(&mut file.tracing);
     let tiers = &mut file.tiers;

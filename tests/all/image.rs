@@ -159,10 +159,32 @@ impl Image {
     }
 }
 
+/// What the image may have.
+const BYTES_MAX: u64 = 120_000_000;
+
+/// Where Docker is, the image itself is weighed: a release that is too large is none.
+#[test]
+fn a_release_is_held_to_the_size_of_its_image() {
+    let workflow: serde_json::Value =
+        serde_yaml::from_str(&read(".github/workflows/release.yml")).unwrap();
+    let steps = workflow["jobs"]["image"]["steps"].as_array().unwrap();
+    let runs = |step: &serde_json::Value, what: &str| {
+        let run = step["run"].as_str();
+        run.is_some_and(|run| run.contains(what))
+    };
+    let gate = format!(
+        "test \"$(docker image inspect --format '{{{{.Size}}}}' wasm-wizard:release)\" -lt {BYTES_MAX}\n"
+    );
+    let weighed = steps.iter().position(|step| runs(step, &gate));
+    let pushed = steps.iter().position(|step| runs(step, "docker push"));
+    assert!(weighed.is_some() && weighed < pushed, "{gate}");
+    let needs = &workflow["jobs"]["publish"]["needs"];
+    assert!(needs.as_array().unwrap().contains(&"image".into()));
+}
+
 /// Without symbols, as what ships; the tests' profile leaves more code in it than that of releases.
 #[test]
 fn the_image_is_small() {
-    const BYTES_MAX: u64 = 120_000_000;
     let dir = tempfile::tempdir().unwrap();
     let stripped = dir.path().join("wasm-wizard");
     succeed(

@@ -16,10 +16,12 @@ use crate::support::{eventually, free_port, root};
 use page::{Family, Page};
 use promql::Selector;
 
-/// What is not the gateway's own: of Prometheus itself, and of the exporters of PostgreSQL (postgres_exporter)
-/// and Redis (redis_exporter).
-const OTHERS: [&str; 17] = [
+/// What is not the gateway's own: of Prometheus itself, of the exporters of PostgreSQL (postgres_exporter) and
+/// Redis (redis_exporter), and of kube-state-metrics.
+const OTHERS: [&str; 19] = [
     "up",
+    "kube_cronjob_created",
+    "kube_cronjob_status_last_successful_time",
     "pg_up",
     "pg_database_size_bytes",
     "pg_settings_max_connections",
@@ -188,7 +190,8 @@ async fn rules_and_dashboards_name_what_the_gateway_really_shows() {
                 let family = page.family(&selector.metric);
                 family.is_none_or(|family| family.labels.contains_key(label))
             };
-            let is_known = ADDED.contains(&label.as_str()) || label == "le";
+            let is_known = ADDED.contains(&label.as_str())
+                || ["le", "namespace", "cronjob"].contains(&label.as_str());
             if !is_known && !expression.selectors.iter().any(has) {
                 wrong.push(format!("{place}: nothing has the label {label}: {text}"));
             }

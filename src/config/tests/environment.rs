@@ -106,6 +106,7 @@ fn every_variable_is_read_and_refused_by_name() {
         if matches!(
             variable.name,
             "METRICS_ENDPOINT"
+                | "BACKUP_STAMP"
                 | "LOG_LEVEL"
                 | "API_SALT"
                 | "DATABASE_URL"
@@ -160,6 +161,18 @@ fn problems_with_a_value_name_the_variable_it_came_from() {
     assert!(
         !text.contains("hunter2") && !text.contains("short-and-secret"),
         "{text}"
+    );
+}
+
+#[test]
+fn the_stamp_of_backups_can_be_a_variable() {
+    let name = "BACKUP_STAMP";
+    let loaded = load_with("metrics: { backup_stamp: a }", &[(name, "/b")]).unwrap();
+    let stamp = loaded.config.metrics.backup_stamp.unwrap();
+    assert_eq!(stamp.to_str(), Some("/b"));
+    assert_eq!(
+        problems_with("", &[(name, "a\0b")]),
+        ["BACKUP_STAMP: must name a file"]
     );
 }
 

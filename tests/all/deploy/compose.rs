@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::{ports, reads, shutdown_grace, starts_with, texts};
-use crate::support::{root, succeed, tool};
+use crate::support::redis::Redis;
+use crate::support::{free_port, root, succeed, tool};
 
 const FILE: &str = "docker-compose.production.yml";
 
@@ -337,4 +338,49 @@ fn what_is_watched_is_there() {
             "{rest}"
         );
     }
+}
+
+/// The file itself, in a real Redis: what counts limits is kept, and never evicted.
+#[test]
+fn redis_keeps_what_it_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let path = dir.path().display().to_string();
+    let file = std::fs::read_to_string(root().join("conf/redis/redis.conf")).unwrap();
+    let file = file
+        .replace("port 6379", &format!("port {port}"))
+        .replace("bind * -::*", "bind 127.0.0.1")
+        .replace("/run/redis", &path)
+        .replace("dir /data", &format!("dir {path}"));
+    std::fs::write(dir.path().join("redis.conf"), file).unwrap();
+    std::fs::write(dir.path().join("auth.conf"), "requirepass secret\n").unwrap();
+    let redis = Redis::with_configuration(dir, port, "secret");
+    for (key, value) in [
+        ("maxmemory-policy", "noeviction"),
+        ("maxmemory", "268435456"),
+        ("appendonly", "yes"),
+        ("appendfsync", "everysec"),
+        ("save", "900 1 300 100 60 10000"),
+    ] {
+        assert_eq!(redis.setting(key), value, "{key}");
+    }
+}
+
+/// The alert on missing backups is none where nobody looks for them.
+#[test]
+fn gateways_watch_the_backups() {
+    let all = resolved(&[]);
+    let gateway = &all["services"]["gateway"];
+    let stamp = gateway["environment"]["BACKUP_STAMP"].as_str().unwrap();
+    let (directory, file) = stamp.rsplit_once('/').unwrap();
+    let script = std::fs::read_to_string(root().join("scripts/backup.sh")).unwrap();
+    assert!(script.contains(&format!("\"$to/{file}\"")));
+    let command = all["services"]["backup"]["command"].to_string();
+    assert!(command.contains(&format!("backup.sh --to {directory} ")));
+    let source = |service: &str| {
+        let volumes = all["services"][service]["volumes"].as_array().unwrap();
+        let at = volumes.iter().find(|volume| volume["target"] == directory);
+        at.unwrap()["source"].clone()
+    };
+    assert_eq!(source("gateway"), source("backup"));
 }

@@ -100,6 +100,10 @@ impl Redis {
                 .arg("--tls-key-file")
                 .arg(key),
         };
+        self.run(command);
+    }
+
+    fn run(&mut self, mut command: Command) {
         let started = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -140,18 +144,49 @@ impl Redis {
         self.signal("-CONT");
     }
 
+    /// One that is started as an operator's would be, by a configuration file `redis.conf` in this directory, which says
+    /// this port and password.
+    pub fn with_configuration(directory: TempDir, port: u16, password: &str) -> Redis {
+        let mut redis = Redis {
+            directory,
+            port,
+            password: password.to_owned(),
+            keeps: true,
+            tls: None,
+            running: None,
+        };
+        let mut command = Command::new("redis-server");
+        command.arg(redis.directory.path().join("redis.conf"));
+        redis.run(command);
+        redis
+    }
+
+    /// What `CONFIG GET` says of one setting.
+    pub fn setting(&self, name: &str) -> String {
+        let lines = self.lines(&format!("CONFIG GET {name}"), 6).unwrap();
+        // The answer to AUTH, then an array of two texts, each after its length.
+        lines[5].clone()
+    }
+
     /// Runs one command and returns the first line of its answer.
     pub fn command(&self, command: &str) -> String {
         self.try_command(command).unwrap()
     }
 
     fn try_command(&self, command: &str) -> std::io::Result<String> {
+        let mut lines = self.lines(command, 2)?;
+        lines
+            .pop()
+            .filter(|_| lines.len() == 1)
+            .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// So many lines of the answers to AUTH and a command.
+    fn lines(&self, command: &str, count: usize) -> std::io::Result<Vec<String>> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         write!(stream, "AUTH {}\r\n{command}\r\n", self.password)?;
-        let mut lines = BufReader::new(stream).lines();
-        let (_ok, answer) = (lines.next(), lines.next());
-        answer.unwrap_or_else(|| Err(std::io::ErrorKind::UnexpectedEof.into()))
+        BufReader::new(stream).lines().take(count).collect()
     }
 
     fn signal(&self, name: &str) {
