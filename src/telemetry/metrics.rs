@@ -45,6 +45,7 @@ pub struct Metrics {
     pub limit_waits: IntCounter,
     pub limit_tokens_held: IntGauge,
     pub limit_subjects: IntGauge,
+    pub redis_configured: IntGauge,
     pub redis_up: IntGauge,
     redis_calls: [IntCounter; 2],
     redis_call_duration: Histogram,
@@ -288,6 +289,10 @@ impl Metrics {
             limit_subjects: r.gauge(
                 "limit_subjects",
                 "Users, routes and addresses whose limits are remembered.",
+            ),
+            redis_configured: r.gauge(
+                "redis_configured",
+                "1 where limits are shared through Redis, else 0.",
             ),
             redis_up: r.gauge("redis_up", "1 while Redis answers; 0 where there is none."),
             redis_calls: {

@@ -3,6 +3,7 @@
 
 mod compose;
 mod kubernetes;
+mod parts;
 mod roles;
 
 use std::collections::{BTreeMap, BTreeSet};

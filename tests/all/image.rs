@@ -159,6 +159,31 @@ impl Image {
     }
 }
 
+/// The profile of what ships, and what the image says of itself and runs as.
+#[test]
+fn what_ships_is_optimised_and_runs_as_nobody() {
+    let manifest = read("Cargo.toml");
+    let (_, release) = manifest.split_once("[profile.release]\n").unwrap();
+    let (release, _) = release.split_once("\n\n").unwrap();
+    let settings: Vec<&str> = release.lines().collect();
+    // No `panic`: it stays `unwind`.
+    let expected = [
+        "opt-level = 3",
+        "lto = true",
+        "codegen-units = 1",
+        "strip = \"symbols\"",
+    ];
+    assert_eq!(settings, expected);
+    let dockerfile = read("Dockerfile");
+    let (_, last) = dockerfile.rsplit_once("\nFROM ").unwrap();
+    assert!(last.starts_with("scratch\n") && !last.contains("\nRUN "));
+    assert!(last.contains("\nUSER 65532:65532\n"));
+    for label in ["title", "description", "licenses", "version", "revision"] {
+        let label = format!("org.opencontainers.image.{label}=");
+        assert!(last.contains(&label), "{label}");
+    }
+}
+
 /// What the image may have.
 const BYTES_MAX: u64 = 120_000_000;
 
@@ -199,6 +224,8 @@ fn the_image_is_small() {
             .arg(&stripped)
             .arg(&tree),
     );
+    let programs = std::fs::read_dir(tree.join("usr/bin")).unwrap().count();
+    assert!(programs == 1 && !tree.join("bin").exists(), "no shell");
     let mut bytes = 0;
     let mut stack = vec![tree];
     while let Some(path) = stack.pop() {

@@ -119,6 +119,38 @@ fn actions_are_pinned_to_commits() {
     assert!(uses > 5);
 }
 
+/// A release has checksums that are signed, and its list of components; dependencies are looked at every week.
+#[test]
+fn releases_are_signed_and_audits_recur() {
+    let read_yaml = |name: &str| -> Value {
+        let text = read(&format!(".github/workflows/{name}.yml"));
+        serde_yaml::from_str(&text).unwrap()
+    };
+    let steps = |job: &Value| job["steps"].to_string();
+    let release = read_yaml("release");
+    let (build, publish) = (
+        steps(&release["jobs"]["build"]),
+        steps(&release["jobs"]["publish"]),
+    );
+    for made in [
+        "scripts/sbom.sh > ",
+        "sha256sum -- * > SHA256SUMS",
+        "cargo build --release --locked",
+    ] {
+        assert!(build.contains(made), "{made}");
+    }
+    for signed in ["sign-blob --yes", "attest-build-provenance", "SHA256SUMS"] {
+        assert!(publish.contains(signed), "{signed}");
+    }
+    let audit = read_yaml("audit");
+    // `on` is no truth value here.
+    let weekly = audit["on"]["schedule"][0]["cron"].as_str().unwrap();
+    let day = weekly.split(' ').next_back().unwrap();
+    assert!(day.parse::<u8>().is_ok(), "{weekly} is not once a week");
+    assert!(steps(&audit["jobs"]["dependencies"]).contains("cargo-deny --locked check\""));
+    assert!(steps(&read_yaml("ci")["jobs"]["test"]).contains("./scripts/test.sh"));
+}
+
 /// What the tests install has a version and hashes, and comes from the list that people edit.
 #[test]
 fn tools_are_pinned() {

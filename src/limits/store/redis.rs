@@ -155,6 +155,7 @@ impl Courier {
                     .map_err(|_| SettingsError::Certificates)?
             }
         };
+        metrics().redis_configured.set(1);
         Ok(Courier {
             leases,
             health,

@@ -19,7 +19,7 @@ fn resolved(variables: &[(&str, &str)]) -> Value {
     serde_json::from_str(&json).unwrap()
 }
 
-fn services() -> Vec<(String, Value)> {
+pub(super) fn services() -> Vec<(String, Value)> {
     let services = resolved(&[])["services"].take();
     let services = services.as_object().unwrap().clone();
     assert!(services.len() > 5);

@@ -22,18 +22,18 @@ fn parse(text: &str) -> Vec<Value> {
         .collect()
 }
 
-fn objects(overlay: &str) -> Vec<Value> {
+pub(super) fn objects(overlay: &str) -> Vec<Value> {
     parse(&render(overlay))
 }
 
-fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+pub(super) fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects
         .iter()
         .filter(|object| object["kind"] == kind)
         .collect()
 }
 
-fn name(object: &Value) -> &str {
+pub(super) fn name(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap()
 }
 

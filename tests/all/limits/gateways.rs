@@ -410,6 +410,8 @@ async fn over_tls_the_certificate_is_checked() {
         wary.stderr()
     );
     assert_eq!(wary.metric("wasmwiz_redis_up").await, Some(0.0));
+    let configured = wary.metric("wasmwiz_redis_configured").await;
+    assert_eq!(configured, Some(1.0));
     assert!(!wary.stderr().contains(redis.password()));
 }
 
