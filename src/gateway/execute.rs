@@ -280,7 +280,18 @@ impl Gateway {
             return Ok(self.send(session, ctx, head, body).await?);
         }
         let mut encoder = self.begin_stream(session, ctx, head, first).await?;
-        let streamed = stream(session, &mut reader, &mut feed, encoder.as_mut()).await;
+        let mut guest = Running {
+            run: run.as_mut(),
+            ended: &mut ended,
+        };
+        let streamed = stream(
+            session,
+            &mut reader,
+            &mut feed,
+            &mut guest,
+            encoder.as_mut(),
+        );
+        let streamed = streamed.await;
         if let Err(stop) = streamed {
             // The head has left: there is no other way to say that this failed than to break off.
             let recorded = self.record_stop(ctx, &stop);
@@ -331,11 +342,31 @@ fn guest_limits(ctx: &Ctx, route: &Limits) -> GuestLimits {
     route.guest(ctx.plan.tiers.guest_limits(tier, global))
 }
 
+/// A guest whose answer is on its way, and its end once that has come.
+struct Running<'a, R> {
+    run: Pin<&'a mut R>,
+    ended: &'a mut Option<Outcome>,
+}
+
+impl<R: Future<Output = Result<Outcome, RunError>>> Running<'_, R> {
+    /// Resolves when the guest was stopped, by whom may: that is seen only while somebody waits for it.
+    async fn stopped(&mut self) -> Stop {
+        if self.ended.is_none() {
+            match self.run.as_mut().await {
+                Ok(outcome) => *self.ended = Some(outcome),
+                Err(error) => return not_run(error),
+            }
+        }
+        std::future::pending().await
+    }
+}
+
 /// Sends the body as the guest writes it, while the request's body still arrives.
-async fn stream(
+async fn stream<R: Future<Output = Result<Outcome, RunError>>>(
     session: &mut Session,
     reader: &mut PipeReader,
     feed: &mut Feed,
+    guest: &mut Running<'_, R>,
     mut encoder: Option<&mut Encoder>,
 ) -> Result<(), Stop> {
     loop {
@@ -343,10 +374,16 @@ async fn stream(
             biased;
             bytes = reader.read() => bytes,
             stop = feed.pump(session) => return Err(stop),
+            stop = guest.stopped() => return Err(stop),
         };
-        match bytes {
-            Some(bytes) => write_encoded(session, bytes, encoder.as_deref_mut()).await?,
-            None => return Ok(()),
+        let Some(bytes) = bytes else {
+            return Ok(());
+        };
+        // The client may be slow, or take nothing at all.
+        tokio::select! {
+            biased;
+            written = write_encoded(session, bytes, encoder.as_deref_mut()) => written?,
+            stop = guest.stopped() => return Err(stop),
         }
     }
 }

@@ -54,6 +54,8 @@ const LONG: Duration = Duration::from_millis(250);
 
 /// A stopped request that comes to notice it by itself within this time is answered; others are cut off.
 const NOTICED_WITHIN: Duration = Duration::from_millis(200);
+/// The same for a stopped WebSocket that is to be closed.
+const CLOSED_WITHIN: Duration = Duration::from_millis(400);
 
 impl Proxied {
     /// The request is about to be written to the upstream.
@@ -111,15 +113,20 @@ impl Gateway {
 
     /// Has a request that Pingora is about to pass on cut off when its key is stopped, whatever it waits for.
     pub(super) fn look_after(&self, session: &Session, ctx: &Ctx) {
-        // A WebSocket's connection looks itself.
-        if ctx.proxied.websocket || !matches!(ctx.principal, Principal::Key(_)) {
+        if !matches!(ctx.principal, Principal::Key(_)) {
             return;
         }
+        let noticed_within = if ctx.proxied.websocket {
+            // Its connection looks itself, and says that it is closed; not while its client takes nothing.
+            CLOSED_WITHIN
+        } else {
+            NOTICED_WITHIN
+        };
         let (auth, principal) = (self.shared.auth.clone(), ctx.principal.clone());
         let started = ctx.started;
         let until = async move {
             stopped(&auth, &principal, started).await;
-            tokio::time::sleep(NOTICED_WITHIN).await;
+            tokio::time::sleep(noticed_within).await;
         };
         connection::end_when(until, resetting(session, ctx, Failure::stopped()));
     }

@@ -141,7 +141,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 /// What `openssl x509 -req` makes where it is given no extensions (RFC 5280 section 4.1.2.1).
-pub const NOT_VERSION_3: &str = "is of X.509 version 1 or 2, which no client takes: make one of version 3, by      giving it the names it is for (subjectAltName)";
+pub const NOT_VERSION_3: &str = "is of X.509 version 1 or 2, which no client takes: make one of version 3, by giving it the names it is for (subjectAltName)";
 
 fn facts(leaf: &CertificateDer<'_>) -> Result<CertificateFacts, String> {
     let (_, cert) =

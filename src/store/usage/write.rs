@@ -148,30 +148,7 @@ async fn sqlite_new_rows(
     let mut left = executions;
     for size in SQLITE_CHUNKS {
         while let Some((chunk, rest)) = left.split_at_checked(size) {
-            let mut insert = QueryBuilder::<Sqlite>::new(
-                "INSERT INTO usage (id, at, user_id, key_id, module, module_id, route, status, \
-                 wall_us, cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id) ",
-            );
-            insert.push_values(chunk, |mut values, row| {
-                values
-                    .push_bind(row.id)
-                    .push_bind(Stamp::from(row.at))
-                    .push_bind(row.caller.map(|caller| caller.user_id))
-                    .push_bind(row.caller.map(|caller| caller.key_id))
-                    .push_bind(row.module)
-                    .push_bind(row.module_id)
-                    .push_bind(row.route.as_deref())
-                    .push_bind(row.status)
-                    .push_bind(used(row.wall_us))
-                    .push_bind(used(row.cpu_us))
-                    .push_bind(used(row.memory_peak_bytes))
-                    .push_bind(used(row.bytes_in))
-                    .push_bind(used(row.bytes_out))
-                    .push_bind(&row.request_id);
-            });
-            insert.push(" ON CONFLICT (id) DO NOTHING");
-            let done = insert.build().execute(&mut **transaction).await;
-            if done.map_err(of_row)?.rows_affected() < size as u64 {
+            if sqlite_insert(transaction, chunk).await? < size as u64 {
                 return Ok(false);
             }
             left = rest;
@@ -187,35 +164,43 @@ async fn sqlite_rows(
 ) -> Result<HashSet<Uuid>, StoreError> {
     let mut new = HashSet::with_capacity(executions.len());
     for row in executions {
-        let done = sqlx::query(
-            "INSERT INTO usage (id, at, user_id, key_id, module, module_id, route, status, \
-             wall_us, cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id, exact_status) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
-             ON CONFLICT (id) DO NOTHING",
-        )
-        .bind(row.id)
-        .bind(Stamp::from(row.at))
-        .bind(row.caller.map(|caller| caller.user_id))
-        .bind(row.caller.map(|caller| caller.key_id))
-        .bind(row.module)
-        .bind(row.module_id)
-        .bind(row.route.as_deref())
-        .bind(row.status.before())
-        .bind(used(row.wall_us))
-        .bind(used(row.cpu_us))
-        .bind(used(row.memory_peak_bytes))
-        .bind(used(row.bytes_in))
-        .bind(used(row.bytes_out))
-        .bind(&row.request_id)
-        .bind(row.status.exact())
-        .execute(&mut **transaction)
-        .await
-        .map_err(of_row)?;
-        if done.rows_affected() > 0 {
+        if sqlite_insert(transaction, std::slice::from_ref(row)).await? > 0 {
             new.insert(row.id);
         }
     }
     Ok(new)
+}
+
+/// Writes those of the rows that are not there yet, by one statement; returns how many those are.
+async fn sqlite_insert(
+    transaction: &mut Transaction<'_, Sqlite>,
+    rows: &[Execution],
+) -> Result<u64, StoreError> {
+    let mut insert = QueryBuilder::<Sqlite>::new(
+        "INSERT INTO usage (id, at, user_id, key_id, module, module_id, route, status, wall_us, \
+         cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id, exact_status) ",
+    );
+    insert.push_values(rows, |mut values, row| {
+        values
+            .push_bind(row.id)
+            .push_bind(Stamp::from(row.at))
+            .push_bind(row.caller.map(|caller| caller.user_id))
+            .push_bind(row.caller.map(|caller| caller.key_id))
+            .push_bind(row.module)
+            .push_bind(row.module_id)
+            .push_bind(row.route.as_deref())
+            .push_bind(row.status.before())
+            .push_bind(used(row.wall_us))
+            .push_bind(used(row.cpu_us))
+            .push_bind(used(row.memory_peak_bytes))
+            .push_bind(used(row.bytes_in))
+            .push_bind(used(row.bytes_out))
+            .push_bind(&row.request_id)
+            .push_bind(row.status.exact());
+    });
+    insert.push(" ON CONFLICT (id) DO NOTHING");
+    let done = insert.build().execute(&mut **transaction).await;
+    Ok(done.map_err(of_row)?.rows_affected())
 }
 
 async fn sqlite_days(
