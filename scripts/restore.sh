@@ -149,6 +149,10 @@ case "$kind:$url" in
       rm -rf "$work"
     }
     trap undo EXIT
+    # Anybody may connect to a new database. Only a backup of before owners were noted leaves open whether that was so.
+    if { [ "$exists" != 0 ] || [ -n "$(field owner)" ]; } && ! grep -qx PUBLIC <<<"$connecting"; then
+      sql postgres "REVOKE ALL ON DATABASE $(quoted "$new") FROM PUBLIC"
+    fi
     pg_restore --exit-on-error --no-owner --no-privileges --role="$owner" --dbname="$new" "$work/database.dump"
     # The rights of other roles by themselves: those that are no roles here get none, and that is no reason to stop.
     pg_restore --list "$work/database.dump" | grep -E '^[0-9]+; [0-9]+ [0-9]+ (DEFAULT )?ACL ' >"$work/rights" || true
@@ -156,9 +160,6 @@ case "$kind:$url" in
       ! pg_restore --use-list="$work/rights" --no-owner --role="$owner" --dbname="$new" "$work/database.dump" 2>"$work/refused"; then
       grep 'ERROR' "$work/refused" | sort -u >&2 || true
       say "not all rights could be given: run wasm-wizard migrate --service-role ROLE before gateways start"
-    fi
-    if [ -n "$connecting" ] && ! grep -qx PUBLIC <<<"$connecting"; then
-      sql postgres "REVOKE ALL ON DATABASE $(quoted "$new") FROM PUBLIC"
     fi
     while IFS= read -r role; do
       if [ -n "$role" ] && [ "$role" != PUBLIC ] && has_role "$role"; then

@@ -11,17 +11,21 @@ Usage: scripts/rollback.sh --program FILE --pid PID [--admin URL]
        scripts/rollback.sh --kubernetes NAMESPACE [--deployment NAME] [--revision NUMBER]
 
        Each also takes [--timeout SECONDS] [--backup-age HOURS] [--without-backup]
+       --compose and --kubernetes also take [--without-database-check]
 
 Before: the old version must be there and read the database as it is now, and the newest backup must be younger than HOURS (24).
 After: it must serve within SECONDS, or else what ran before runs again.
 
 --program     swaps FILE and FILE.previous (keep the old program under that name when you install a new one: mv, then
               install) and has the running gateway PID start it (SIGUSR2). The old version looks at the database before it takes
-              over. If it does not come up (120 s), the files are swapped back and the gateway that runs goes on.
+              over. If it does not come up (120 s), it is ended, the files are swapped back, and the gateway that runs goes on.
 --compose     has the image of VERSION look at the database, starts as many gateways with it as there are, and waits until they
               are healthy (180 s).
 --kubernetes  has a pod of the older revision, the newest or NUMBER, look at the database, goes back to it (kubectl rollout
               undo), and waits (900 s). Needs jq.
+
+--without-database-check goes back unseen. For a version that can't be asked, because it is older than `migrate --check`.
+One that can't serve does not come up then, and what ran before runs again.
 
 A version works with the database of the next one, so the schema stays as it is. For data, see scripts/restore.sh. Run
 twice, --program goes forward again; the others change nothing the second time.
@@ -29,7 +33,7 @@ TXT
 }
 
 program='' pid='' admin=http://127.0.0.1:9091 timeout='' compose='' version='' namespace='' deployment=gateway revision=''
-hours=24 backup=yes
+hours=24 backup=yes check=yes
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help) usage; exit 0 ;;
@@ -44,6 +48,7 @@ while [ $# -gt 0 ]; do
     --revision) revision=${2:?--revision needs a number}; shift 2 ;;
     --backup-age) hours=${2:?--backup-age needs a number of hours}; shift 2 ;;
     --without-backup) backup=no; shift ;;
+    --without-database-check) check=no; shift ;;
     *) usage >&2; exit 2 ;;
   esac
 done
@@ -66,6 +71,23 @@ swap() {
   mv -f "$program.swap" "$program.previous"
 }
 ask() { curl --silent --max-time 5 "$admin$1"; }
+# How long the gateway that answers has run, in seconds; nothing where none answers.
+uptime_seconds() { ask /health | sed -nE 's/.*"uptime_seconds": ?([0-9]+).*/\1/p' || true; }
+runs() { [[ "$(ps -o stat= -p "$1")" =~ ^[^Z] ]]; }
+# The process that the gateway has started to take over from it.
+successor() { { ps -ww -o pid=,args= --ppid "$pid" || true; } | awk '/ serve --upgrade( |$)/ { print $1 }'; }
+
+# Ends the successor and sees it gone: the gateway waits longer for it than we do, and would still let it take over.
+end_successor() {
+  local process deadline=$((SECONDS + 10))
+  for process in $(successor); do
+    kill "$process" || true
+    while runs "$process"; do
+      [ "$SECONDS" -lt "$deadline" ] || kill -KILL "$process" || true
+      sleep 0.1
+    done
+  done
+}
 
 by_program() {
   [ -n "$pid" ] || die "--pid: give the process of the gateway"
@@ -82,14 +104,30 @@ by_program() {
       say "whether there is a backup is not known: metrics.backup_stamp is not set"
     fi
   fi
+  [ -z "$(successor)" ] || die "$pid is handing over already, to $(successor): wait for it, or end it"
+  local before began
+  before=$(uptime_seconds)
+  [ -n "$before" ] || die "$admin does not answer, so whether the previous version serves could not be seen: give --admin"
   say "from $("$program" --version) to $("$program.previous" --version)"
   swap
-  kill -USR2 "$pid"
+  if ! kill -USR2 "$pid"; then
+    swap
+    die "$pid could not be told to hand over (SIGUSR2): is it this user's? The files are as they were"
+  fi
+  began=$SECONDS
   # The old process ends once the new one serves.
-  local deadline=$((SECONDS + ${timeout:-120}))
-  while kill -0 "$pid" 2>/dev/null && [[ "$(ps -o stat= -p "$pid")" != Z* ]]; do
-    if [ "$SECONDS" -ge "$deadline" ]; then
+  while runs "$pid"; do
+    if [ "$SECONDS" -ge $((began + ${timeout:-120})) ]; then
+      # One that is younger than the old process answers: the old one only ends its requests, and the new one must stay.
+      local now
+      now=$(uptime_seconds)
+      if [ -n "$now" ] && [ "$now" -lt $((before + SECONDS - began - 2)) ]; then
+        say "the previous version serves; $pid still ends its requests. $program.previous is the one that was rolled back"
+        return
+      fi
+      end_successor
       swap
+      [ -n "$(uptime_seconds)" ] || die "the previous version did not come up, and $admin does not answer: start the gateway. The files are as they were"
       die "the previous version did not come up within ${timeout:-120} seconds: its log says why. The files are as they were, and $pid goes on"
     fi
     sleep 0.2
@@ -116,9 +154,9 @@ by_compose() {
   fi
   [[ "$now" == wasm-wizard:* ]] || die "the gateway's image is $now, which could not be gone forward to again"
   [ "$backup" = no ] || fresh "$(docker compose --file "$compose" exec -T backup cat /backups/last_success || true)"
-  WASM_WIZARD_VERSION=$version docker compose --file "$compose" run --rm --no-deps -T gateway \
+  [ "$check" = no ] || WASM_WIZARD_VERSION=$version docker compose --file "$compose" run --rm --no-deps -T gateway \
     migrate --check --config /etc/wasm-wizard/wasm-wizard.yaml ||
-    die "version $version can't work with the database as it is; nothing was changed"
+    die "version $version can't work with the database as it is, $or_else"
   say "from ${now#*:} to $version"
   if ! compose_up "$version" "$count"; then
     compose_up "${now#*:}" "$count" || die "neither $version nor ${now#*:} became healthy: docker compose logs gateway"
@@ -126,6 +164,7 @@ by_compose() {
   fi
   say "version $version serves; write WASM_WIZARD_VERSION=$version into .env, so that it stays"
 }
+readonly or_else='or with this configuration, or is too old to be asked: what it said is above. Nothing was changed; --without-database-check goes on without asking'
 compose_up() {
   WASM_WIZARD_VERSION=$1 docker compose --file "$compose" up --detach --no-deps --no-build --scale "gateway=$2" \
     --wait --wait-timeout "${timeout:-180}" gateway
@@ -165,7 +204,7 @@ by_kubernetes() {
     made=$(cluster get cronjob/backup --output 'jsonpath={.status.lastSuccessfulTime}' || true)
     fresh "$([ -z "$made" ] || date -d "$made" +%s)"
   fi
-  look_at_database
+  [ "$check" = no ] || look_at_database
   say "from revision $current, $(image_of "$work/deployment"), to $revision, $(image_of "$work/target")"
   cluster rollout undo "deployment/$deployment" --to-revision="$revision"
   if ! cluster rollout status "deployment/$deployment" --timeout="${timeout:-900}s"; then
@@ -204,7 +243,7 @@ look_at_database() {
     sleep 2
   done
   cluster logs "$pod" || true
-  [ "$phase" = Succeeded ] || die "revision $revision can't work with the database as it is (its pod: ${phase:-unknown}); nothing was changed"
+  [ "$phase" = Succeeded ] || die "revision $revision can't work with the database as it is (its pod: ${phase:-unknown}), $or_else"
 }
 
 if [ -n "$program" ]; then

@@ -86,6 +86,44 @@ async fn old_layout(server: &str, secrets: &Path) -> String {
     service
 }
 
+#[tokio::test]
+async fn a_restore_lets_nobody_in_where_only_the_owner_may_connect() {
+    let postgres = postgres::Server::start_new().await;
+    let url = postgres.url();
+    let (server, _) = url.rsplit_once('/').unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let work = dir.path();
+    let service = old_layout(server, &work.join("secrets")).await;
+    let out = run(work, &["migrate"], &[("DATABASE_URL", &service)]);
+    assert!(out.status.success());
+    fs::write(work.join("secrets/backup_key"), "only for this test").unwrap();
+    let superuser = format!("{server}/wasm_wizard");
+    let env = [
+        ("BACKUP_DATABASE_URL", superuser.as_str()),
+        ("BACKUP_KEY_FILE", "secrets/backup_key"),
+    ];
+    succeeds(work, "backup.sh", &["--to", "backups"], &env);
+    let mut connection = PgConnection::connect(&format!("{server}/postgres"))
+        .await
+        .unwrap();
+    for is_gone in [false, true] {
+        if is_gone {
+            let drop = "DROP DATABASE wasm_wizard WITH (FORCE)";
+            execute(&mut connection, drop).await.unwrap();
+        }
+        let restore = ["latest", "--from", "backups"];
+        succeeds(work, "restore.sh", &restore, &env);
+        let rights: Vec<String> = sqlx::query_scalar(
+            "SELECT unnest(COALESCE(datacl, acldefault('d', datdba)))::text
+                 FROM pg_database WHERE datname = 'wasm_wizard'",
+        )
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
+        assert_eq!(rights, ["wasm_wizard=CTc/wasm_wizard"], "{is_gone}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gateways_get_a_role_of_their_own_while_they_run_and_a_restore_keeps_it() {
     let postgres = postgres::Server::start_new().await;

@@ -104,6 +104,14 @@ fn compose_goes_back_where_the_older_version_can_serve_and_comes_up() {
     refused(&to("0.1.0"), "no backup is known");
     put("last_success", &ago(23).timestamp().to_string());
     refused(&to("0.1.0"), "can't work with the database as it is");
+    // What the older program said itself is there too.
+    refused(&to("0.1.0"), "that this program needs");
+    let unseen = [&to("0.1.0")[..], &["--without-database-check"]].concat();
+    succeeds(work, "rollback.sh", &unseen, &env);
+    let all = asked(work);
+    assert_eq!(changes(&all).len(), 1, "{all:?}");
+    assert!(!all.iter().any(|line| line.contains("--check")), "{all:?}");
+    put("runs", "0.2.0\n");
     assert!(run(work, &["migrate"], &[]).status.success());
 
     // What does not come up is given up.
