@@ -279,9 +279,6 @@ impl Authenticator {
         let mut keys = doubtful.iter().copied();
         while let Some(key_id) = keys.next() {
             let usable = self.inner.store.key_is_usable(key_id, Utc::now()).await;
-            if usable.is_ok() && self.inner.rechecks.went_well() {
-                tracing::info!("keys for whom something runs can be looked up again");
-            }
             match usable {
                 Ok(true) => {}
                 Ok(false) => {
@@ -306,6 +303,9 @@ impl Authenticator {
                     return;
                 }
             }
+        }
+        if !doubtful.is_empty() && self.inner.rechecks.went_well() {
+            tracing::info!("keys for whom something runs can be looked up again");
         }
     }
 

@@ -77,7 +77,9 @@ const MIGHT: &str = "SELECT r.rolsuper OR EXISTS (SELECT FROM pg_roles s WHERE s
          OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace \
              AND p.proname LIKE 'wasmwiz%' AND pg_has_role(r.oid, p.proowner, 'MEMBER')) \
          OR EXISTS (SELECT FROM pg_database d WHERE d.datname = current_database() \
-             AND pg_has_role(r.oid, d.datdba, 'MEMBER')) AS is_owner, \
+             AND pg_has_role(r.oid, d.datdba, 'MEMBER')) \
+         OR EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = 'public' \
+             AND pg_has_role(r.oid, n.nspowner, 'MEMBER')) AS is_owner, \
      EXISTS (SELECT FROM pg_roles g WHERE g.rolname IN \
              ('pg_execute_server_program', 'pg_write_server_files') \
              AND pg_has_role(r.oid, g.oid, 'MEMBER')) AS is_of_the_server \
@@ -112,9 +114,25 @@ const EXCESS: &str = "WITH forbidden (object, privilege) AS (VALUES \
              ELSE has_table_privilege(x.oid, f.object, f.privilege) END) \
      ORDER BY 4, 3, 2, 1";
 
+/// Those that a gateway needs. Others' can be in the schema too, such as an extension's.
+const TABLES: [&str; 12] = [
+    "_sqlx_migrations",
+    "api_keys",
+    "audit",
+    "key_rotations",
+    "module_blobs",
+    "module_names",
+    "modules",
+    "token_families",
+    "usage",
+    "usage_daily",
+    "usage_daily_exact",
+    "users",
+];
+
 const LACK: &str = "SELECT p.privilege || ' on ' || quote_ident(c.relname) \
      FROM pg_class c, pg_roles r, (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), ('DELETE')) p (privilege) \
-     WHERE r.rolname = $1 AND c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') \
+     WHERE r.rolname = $1 AND c.relnamespace = 'public'::regnamespace AND c.relname = ANY($2) \
      AND NOT (c.relname = 'audit' AND p.privilege IN ('UPDATE', 'DELETE')) \
      AND NOT (c.relname = '_sqlx_migrations' AND p.privilege <> 'SELECT') \
      AND NOT has_table_privilege(r.oid, c.oid, p.privilege) ORDER BY 1";
@@ -175,6 +193,7 @@ async fn give(connection: &mut PgConnection, role: &str) -> Result<(), GrantErro
     }
     let lack: Vec<String> = sqlx::query_scalar(LACK)
         .bind(role)
+        .bind(TABLES.to_vec())
         .fetch_all(&mut *transaction)
         .await?;
     if !lack.is_empty() {
@@ -216,7 +235,7 @@ impl Might {
             ),
             (
                 self.is_owner,
-                "owns the tables, or the database, or is a member of a role that does",
+                "owns the tables, the schema or the database, or is a member of a role that does",
             ),
             (self.makes_roles, "may make roles (CREATEROLE)"),
             (
@@ -294,6 +313,24 @@ mod tests {
     fn findings_are_not_told_without_end() {
         let many = (0..40).map(|n| format!("{n}."));
         assert!(several(many).ends_with("7. And 32 more."));
+    }
+
+    #[test]
+    fn each_table_of_the_migrations_is_needed() {
+        let migrations = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/postgres");
+        let mut made = vec!["_sqlx_migrations".to_owned()];
+        for file in std::fs::read_dir(migrations).unwrap() {
+            let path = file.unwrap().path();
+            if path.to_string_lossy().ends_with(".up.sql") {
+                let sql = std::fs::read_to_string(path).unwrap();
+                let tables = sql
+                    .lines()
+                    .filter_map(|line| line.strip_prefix("CREATE TABLE "));
+                made.extend(tables.map(|rest| rest.split([' ', '(']).next().unwrap().to_owned()));
+            }
+        }
+        made.sort();
+        assert_eq!(made, TABLES);
     }
 
     #[test]

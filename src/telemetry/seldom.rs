@@ -14,6 +14,8 @@ pub struct Seldom(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     told_at: Option<Instant>,
+    /// That it failed was the last that was told.
+    is_told: bool,
     /// Since it was last told.
     failures: u64,
 }
@@ -29,15 +31,13 @@ impl Seldom {
             return None;
         }
         state.told_at = Some(now);
+        state.is_told = true;
         Some(std::mem::take(&mut state.failures))
     }
 
-    /// It went well: the next failure is told at once. Says whether that is news.
+    /// It went well. Says whether that is news. What fails and goes well in turn is not told more often for that.
     pub fn went_well(&self) -> bool {
-        let mut state = self.state();
-        let had_failed = state.told_at.is_some();
-        *state = State::default();
-        had_failed
+        std::mem::take(&mut self.state().is_told)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -61,6 +61,20 @@ mod tests {
         assert_eq!(seldom.failed(1, now + TOLD_EVERY), Some(298));
         assert_eq!(seldom.failed(1, now + TOLD_EVERY), None);
         assert!(seldom.went_well() && !seldom.went_well());
-        assert_eq!(seldom.failed(1, now + TOLD_EVERY), Some(1));
+        assert_eq!(seldom.failed(1, now + 2 * TOLD_EVERY), Some(2));
+    }
+
+    #[test]
+    fn what_fails_and_goes_well_in_turn_is_told_as_seldom() {
+        let (seldom, now) = (Seldom::default(), Instant::now());
+        assert_eq!(seldom.failed(1, now), Some(1));
+        assert!(seldom.went_well());
+        let quarter = Duration::from_millis(250);
+        for round in 1..40 {
+            assert_eq!(seldom.failed(1, now + quarter * round), None);
+            assert!(!seldom.went_well(), "nobody was told that it failed again");
+        }
+        assert_eq!(seldom.failed(1, now + TOLD_EVERY), Some(40));
+        assert!(seldom.went_well() && !seldom.went_well());
     }
 }

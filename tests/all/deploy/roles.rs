@@ -113,6 +113,13 @@ async fn ways_to_more(
             "ALTER ROLE wasm_wizard NOCREATEROLE",
             "CREATEROLE",
         ),
+        (
+            "CREATE ROLE landlord; GRANT USAGE, CREATE ON SCHEMA public TO wasm_wizard_owner; \
+             ALTER SCHEMA public OWNER TO landlord; GRANT landlord TO wasm_wizard",
+            "REVOKE landlord FROM wasm_wizard; ALTER SCHEMA public OWNER TO pg_database_owner; \
+             REVOKE ALL ON SCHEMA public FROM wasm_wizard_owner",
+            "owns the tables, the schema",
+        ),
     ] {
         sql(give).await;
         refused(SERVICE, &[why]);
@@ -122,6 +129,15 @@ async fn ways_to_more(
     sql("CREATE TABLE not_the_owners (a INT)").await;
     refused(SERVICE, &["not_the_owners"]);
     sql("DROP TABLE not_the_owners").await;
+    sql(
+        "ALTER TABLE usage OWNER TO CURRENT_USER; GRANT SELECT ON usage TO wasm_wizard_owner; \
+         REVOKE ALL ON usage FROM wasm_wizard",
+    )
+    .await;
+    refused(SERVICE, &["INSERT on usage", "REASSIGN OWNED"]);
+    sql("ALTER TABLE usage OWNER TO wasm_wizard_owner").await;
+    // An extension's is none of ours.
+    sql("CREATE TABLE spatial_ref_sys (a INT); GRANT SELECT ON spatial_ref_sys TO PUBLIC").await;
     let (succeeded, said) = migrate(owner, &["--service-role", SERVICE]);
     assert!(succeeded, "{said}");
 }
