@@ -262,6 +262,7 @@ impl Gateway {
 
     /// The value of a metric that is there, by its name with labels.
     pub async fn metric(&self, name: &str) -> Option<f64> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let url = self.admin_url("/metrics");
         let page = reqwest::Client::builder()
             .tls_certs_only([])
