@@ -1,6 +1,7 @@
 //! `execute` targets: the request goes to a guest, the guest's output is the answer.
 
 mod failures;
+mod streaming;
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use pingora_proxy::Session;
 use serde_json::{Map, json};
 
 use failures::{bad_response, guest_failure, not_run};
+use streaming::{Running, stream};
 
 use super::body::BodyLimit;
 use super::compress::{self, Encoder};
@@ -340,52 +342,6 @@ fn guest_limits(ctx: &Ctx, route: &Limits) -> GuestLimits {
     };
     let global = ctx.plan.settings.guest;
     route.guest(ctx.plan.tiers.guest_limits(tier, global))
-}
-
-/// A guest whose answer is on its way, and its end once that has come.
-struct Running<'a, R> {
-    run: Pin<&'a mut R>,
-    ended: &'a mut Option<Outcome>,
-}
-
-impl<R: Future<Output = Result<Outcome, RunError>>> Running<'_, R> {
-    /// Resolves when the guest was stopped, by whom may: that is seen only while somebody waits for it.
-    async fn stopped(&mut self) -> Stop {
-        if self.ended.is_none() {
-            match self.run.as_mut().await {
-                Ok(outcome) => *self.ended = Some(outcome),
-                Err(error) => return not_run(error),
-            }
-        }
-        std::future::pending().await
-    }
-}
-
-/// Sends the body as the guest writes it, while the request's body still arrives.
-async fn stream<R: Future<Output = Result<Outcome, RunError>>>(
-    session: &mut Session,
-    reader: &mut PipeReader,
-    feed: &mut Feed,
-    guest: &mut Running<'_, R>,
-    mut encoder: Option<&mut Encoder>,
-) -> Result<(), Stop> {
-    loop {
-        let bytes = tokio::select! {
-            biased;
-            bytes = reader.read() => bytes,
-            stop = feed.pump(session) => return Err(stop),
-            stop = guest.stopped() => return Err(stop),
-        };
-        let Some(bytes) = bytes else {
-            return Ok(());
-        };
-        // The client may be slow, or take nothing at all.
-        tokio::select! {
-            biased;
-            written = write_encoded(session, bytes, encoder.as_deref_mut()) => written?,
-            stop = guest.stopped() => return Err(stop),
-        }
-    }
 }
 
 /// A failure in the middle of an answer can't be told any more: it breaks the connection.

@@ -1,0 +1,136 @@
+//! Answers and sockets of a stopped key that nobody reads, or that do not end by themselves.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::SinkExt;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_tungstenite::accept_async;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::{SOON, World, change, patient};
+use crate::support::accounts::Accounts;
+use crate::support::eventually;
+use crate::support::gateway::workdir;
+use crate::websocket::{active, connect};
+
+/// An upstream that sends on its WebSocket without end; how many messages it has sent.
+async fn flood() -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let sent = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&sent);
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut socket = accept_async(socket).await.unwrap();
+        let message = Message::binary(vec![0; 65_536]);
+        while socket.send(message.clone()).await.is_ok() {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    (url, sent)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_ends_a_socket_whose_client_takes_nothing() {
+    let (upstream, sent) = flood().await;
+    let gateway = patient()
+        .route(
+            json!({ "name": "flood", "match": { "path": "/flood" }, "auth": "key",
+            "proxy": { "upstreams": [upstream], "websocket": true } }),
+        )
+        .start_plain();
+    let world = World::new(Accounts::of(&gateway).await).await;
+    let key = world.key(&world.user).await;
+    let deaf = connect(&gateway, "/flood", Some(&key.secret))
+        .await
+        .unwrap();
+    let last = Cell::new((0, Instant::now()));
+    eventually("nothing more is taken", async || {
+        let now = sent.load(Ordering::Relaxed);
+        if now != last.get().0 {
+            last.set((now, Instant::now()));
+        }
+        (now > 0 && last.get().1.elapsed() > Duration::from_millis(500)).then_some(())
+    })
+    .await;
+    active(&gateway, 1).await;
+    let path = format!("/api/admin/keys/{}", key.id);
+    change(&gateway, "DELETE", &path, json!({})).await;
+    let since = Instant::now();
+    active(&gateway, 0).await;
+    println!("a deaf client's socket ended after {:?}", since.elapsed());
+    assert!(since.elapsed() < SOON);
+    drop(deaf);
+}
+
+/// An answer without end: a line at once, and then one every 20 milliseconds.
+const DRIP: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "\20\00\00\00\1c\00\00\00" "\3c\00\00\00\02\00\00\00")
+    (data (i32.const 32) "Content-Type: text/plain\0d\0a\0d\0ax\0a")
+    (data (i32.const 144) "\01\00\00\00\00\00\00\00" "\00\2d\31\01")
+    (func (export "_start")
+        (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 1000)))
+        (loop $again
+            (drop (call $write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 1000)))
+            (drop (call $poll (i32.const 128) (i32.const 256) (i32.const 1) (i32.const 1004)))
+            (br $again))))"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_ends_an_answer_that_a_guest_still_writes() {
+    let dir = workdir();
+    std::fs::write(dir.path().join("drip.wat"), DRIP).unwrap();
+    let gateway = patient()
+        .in_dir(dir)
+        .route(json!({ "name": "drip", "match": { "path": "/drip" },
+            "execute": { "file": "drip.wat", "abi": "wagi" } }))
+        .start();
+    let world = World::new(Accounts::of(&gateway).await).await;
+    // One that reads, and one that takes nothing of what it is sent.
+    for reads in [true, false] {
+        let key = world.key(&world.user).await;
+        let request = gateway.client().get(gateway.url("/drip"));
+        let mut answer = request.bearer_auth(&key.secret).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.chunk().await.unwrap().unwrap(), "x\n");
+        gateway.guests_running(1).await;
+        let path = format!("/api/admin/keys/{}", key.id);
+        change(&gateway, "DELETE", &path, json!({})).await;
+        let since = Instant::now();
+        if reads {
+            let broken = loop {
+                match answer.chunk().await {
+                    Ok(Some(_)) => assert!(since.elapsed() < SOON, "it goes on"),
+                    Ok(None) => panic!("the answer ended as if it were whole"),
+                    Err(error) => break error,
+                }
+            };
+            println!(
+                "an answer was broken off after {:?}: {broken}",
+                since.elapsed()
+            );
+        }
+        gateway.guests_running(0).await;
+        assert!(
+            since.elapsed() < SOON,
+            "stopped after {:?}",
+            since.elapsed()
+        );
+    }
+    let path = "/api/admin/usage/executions?limit=2";
+    let rows = eventually("the executions are recorded", async || {
+        let (_, found) = crate::usage::get(&gateway, &gateway.admin_key(), path).await;
+        let rows = found["executions"].as_array()?.clone();
+        (rows.len() == 2).then_some(rows)
+    })
+    .await;
+    for row in rows {
+        assert_eq!(row["status"], "cancelled", "{row}");
+    }
+}
