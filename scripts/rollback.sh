@@ -92,6 +92,8 @@ end_successor() {
 by_program() {
   [ -n "$pid" ] || die "--pid: give the process of the gateway"
   need curl curl
+  need ps procps
+  runs "$$" || die "the ps of this machine does not know -p: install procps"
   [ -x "$program.previous" ] || die "there is no $program.previous to go back to"
   kill -0 "$pid" 2>/dev/null || die "there is no process $pid"
   "$program.previous" --version >/dev/null || die "$program.previous does not run here"

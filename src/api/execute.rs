@@ -152,7 +152,11 @@ impl Api {
                 })
             }
             Err(error) => {
-                seat.unused();
+                match error {
+                    RunError::Busy | RunError::ShuttingDown => seat.unused(),
+                    // It has run, for as long as nobody knows better.
+                    RunError::Stopped => drop(seat),
+                }
                 Err(error.into())
             }
         }

@@ -281,7 +281,7 @@ impl Gateway {
             let head = response_head(head, ctx)?;
             return Ok(self.send(session, ctx, head, body).await?);
         }
-        let mut encoder = self.begin_stream(session, ctx, head, first).await?;
+        let mut encoder = self.begin_stream(session, ctx, head).await?;
         let mut guest = Running {
             run: run.as_mut(),
             ended: &mut ended,
@@ -292,6 +292,7 @@ impl Gateway {
             &mut feed,
             &mut guest,
             encoder.as_mut(),
+            first,
         );
         let streamed = streamed.await;
         if let Err(stop) = streamed {
@@ -314,22 +315,20 @@ impl Gateway {
         finish_stream(session, &outcome, encoder).await
     }
 
-    /// Sends the head, and what of the body there is.
+    /// Sends the head.
     async fn begin_stream(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
         head: Head,
-        first: Bytes,
     ) -> Result<Option<Encoder>, Stop> {
         let mut head = response_head(head, ctx)?;
         if !head.headers.contains_key(header::CONTENT_LENGTH) {
             head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
         self.finish_head(session, ctx, &mut head)?;
-        let mut encoder = compress::begin(session, ctx, &mut head, None)?;
+        let encoder = compress::begin(session, ctx, &mut head, None)?;
         session.write_response_header(Box::new(head), false).await?;
-        write_encoded(session, first, encoder.as_mut()).await?;
         Ok(encoder)
     }
 }
@@ -466,8 +465,10 @@ async fn drain(
             outcome
         }
         None => {
-            let (outcome, ()) = tokio::join!(run, reading);
-            outcome.map_err(not_run)?
+            let run = async { run.await.map_err(not_run) };
+            // Where it was stopped, nobody waits for what it still writes.
+            let (outcome, ()) = tokio::try_join!(run, reading.map(Ok))?;
+            outcome
         }
     };
     Ok((all.freeze(), outcome))

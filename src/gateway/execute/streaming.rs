@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use bytes::Bytes;
 use pingora_proxy::Session;
 
 use super::super::compress::Encoder;
@@ -30,29 +31,33 @@ impl<R: Future<Output = Result<Outcome, RunError>>> Running<'_, R> {
     }
 }
 
-/// Sends the body as the guest writes it, while the request's body still arrives.
+/// Sends the body as the guest writes it, while the request's body still arrives. `next` is what of it is
+/// there already.
 pub(super) async fn stream<R: Future<Output = Result<Outcome, RunError>>>(
     session: &mut Session,
     reader: &mut PipeReader,
     feed: &mut Feed,
     guest: &mut Running<'_, R>,
     mut encoder: Option<&mut Encoder>,
+    mut next: Bytes,
 ) -> Result<(), Stop> {
     loop {
-        let bytes = tokio::select! {
-            biased;
-            bytes = reader.read() => bytes,
-            stop = feed.pump(session) => return Err(stop),
-            stop = guest.stopped() => return Err(stop),
-        };
-        let Some(bytes) = bytes else {
-            return Ok(());
-        };
-        // The client may be slow, or take nothing at all.
+        // The client may be slow, or take nothing at all. A stop comes first: it must also be seen where
+        // neither side ever waits for the other.
         tokio::select! {
             biased;
-            written = write_encoded(session, bytes, encoder.as_deref_mut()) => written?,
             stop = guest.stopped() => return Err(stop),
+            written = write_encoded(session, next, encoder.as_deref_mut()) => written?,
+        }
+        let bytes = tokio::select! {
+            biased;
+            stop = guest.stopped() => return Err(stop),
+            bytes = reader.read() => bytes,
+            stop = feed.pump(session) => return Err(stop),
+        };
+        match bytes {
+            Some(bytes) => next = bytes,
+            None => return Ok(()),
         }
     }
 }
