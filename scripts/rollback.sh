@@ -25,7 +25,7 @@ After: it must serve within SECONDS, or else what ran before runs again.
               undo), and waits (900 s). Needs jq.
 
 --without-database-check goes back unseen. For a version that can't be asked, because it is older than `migrate --check`.
-One that can't serve does not come up then, and what ran before runs again.
+One that can't serve does not come up then, and what ran before runs again; with Compose, nobody serves in between.
 
 A version works with the database of the next one, so the schema stays as it is. For data, see scripts/restore.sh. Run
 twice, --program goes forward again; the others change nothing the second time.
@@ -52,6 +52,7 @@ while [ $# -gt 0 ]; do
     *) usage >&2; exit 2 ;;
   esac
 done
+[ -z "$program" ] || [ "$check" = yes ] || die "--without-database-check is not for --program: the old version itself looks at the database"
 for number in "$hours" "${timeout:-1}" "${revision:-1}" "${pid:-1}"; do
   [[ "$number" =~ ^[1-9][0-9]{0,8}$ ]] || die "$number is not a number"
 done
@@ -111,6 +112,9 @@ by_program() {
   before=$(uptime_seconds)
   [ -n "$before" ] || die "$admin does not answer, so whether the previous version serves could not be seen: give --admin"
   say "from $("$program" --version) to $("$program.previous" --version)"
+  # Whoever interrupts it finds the files as they were too.
+  local interrupted=''
+  trap 'interrupted=yes' INT TERM HUP
   swap
   if ! kill -USR2 "$pid"; then
     swap
@@ -119,7 +123,7 @@ by_program() {
   began=$SECONDS
   # The old process ends once the new one serves.
   while runs "$pid"; do
-    if [ "$SECONDS" -ge $((began + ${timeout:-120})) ]; then
+    if [ -n "$interrupted" ] || [ "$SECONDS" -ge $((began + ${timeout:-120})) ]; then
       # One that is younger than the old process answers: the old one only ends its requests, and the new one must stay.
       local now
       now=$(uptime_seconds)
@@ -130,6 +134,7 @@ by_program() {
       end_successor
       swap
       [ -n "$(uptime_seconds)" ] || die "the previous version did not come up, and $admin does not answer: start the gateway. The files are as they were"
+      [ -z "$interrupted" ] || die "interrupted before the previous version came up. The files are as they were, and $pid goes on"
       die "the previous version did not come up within ${timeout:-120} seconds: its log says why. The files are as they were, and $pid goes on"
     fi
     sleep 0.2

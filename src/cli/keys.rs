@@ -425,6 +425,15 @@ mod tests {
         let json = fixture.run(&["list", "--json"]).await.unwrap();
         let keys: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(keys[0]["tier"], "pro");
+        // Whoever does not say has the user's tier, and a new user is free.
+        for (email, tier) in [("A@b.c", "pro"), ("new@b.c", "free")] {
+            let secret = fixture.run(&["create", "--user", email]).await.unwrap();
+            let json = fixture.run(&["list", "--json"]).await.unwrap();
+            let keys: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
+            let made =
+                |key: &&serde_json::Value| secret.starts_with(key["prefix"].as_str().unwrap());
+            assert_eq!(keys.iter().find(made).unwrap()["tier"], tier, "{email}");
+        }
         assert!(!listed.contains(secret) && !json.contains(secret));
 
         let id = keys[0]["id"].as_str().unwrap();

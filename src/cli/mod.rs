@@ -249,6 +249,11 @@ struct MigrateArgs {
 }
 
 fn migrate(args: &MigrateArgs, config: &Config) -> anyhow::Result<i32> {
+    if args.check
+        && let Some(file) = store::missing_file(&config.store)
+    {
+        bail!("there is no database: {} is not there", file.display());
+    }
     runtime()?.block_on(async {
         let store = Store::connect(&config.store)
             .await

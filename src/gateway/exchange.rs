@@ -48,8 +48,9 @@ impl Gateway {
         let (principal, started) = (ctx.principal.clone(), ctx.started);
         tokio::select! {
             biased;
-            done = self.tries(session, ctx, &of) => return done,
+            // First, so that it is also seen where neither side ever waits for the other.
             () = self.stopped(&principal, started) => {}
+            done = self.tries(session, ctx, &of) => return done,
         }
         if ctx.proxied.answers {
             // Where what was being written is to be gone on with is not known.
@@ -135,7 +136,6 @@ impl Gateway {
         self.send_head(session, ctx, connection, fields, settings.write_timeout)
             .await?;
         let mut head = read_head(session, connection, settings.read_timeout).await?;
-        self.check_leash(ctx)?;
         self.judge(session, &mut head, ctx)?;
         let mut piece = connection.piece()?;
         frame(&mut head, &piece)?;
@@ -159,7 +159,6 @@ impl Gateway {
                     if fill(session, connection, settings.read_timeout).await? == 0 {
                         connection.closed()?;
                     }
-                    self.check_leash(ctx)?;
                     piece = connection.piece()?;
                 }
                 Piece::End => {

@@ -21,7 +21,7 @@ use streaming::{Running, stream};
 use super::body::BodyLimit;
 use super::compress::{self, Encoder};
 use super::feed::{self, Feed};
-use super::recording::Execution;
+use super::recording::{Execution, status_of};
 use super::respond::{Stop, is_tls, write_body};
 use super::{Ctx, Gateway, admit, request};
 use crate::auth::Principal;
@@ -297,7 +297,14 @@ impl Gateway {
         let streamed = streamed.await;
         if let Err(stop) = streamed {
             // The head has left: there is no other way to say that this failed than to break off.
-            let recorded = self.record_stop(ctx, &stop);
+            let recorded = match &ended {
+                // The guest has come to its end by itself, so what it used is known.
+                Some(outcome) => {
+                    note(ctx, outcome);
+                    self.record_end(ctx, outcome, status_of(&stop), feed.received_bytes())
+                }
+                None => self.record_stop(ctx, &stop),
+            };
             return Err(broken(ctx, recorded.err().map_or(stop, Stop::from)));
         }
         let outcome = match ended {

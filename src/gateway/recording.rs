@@ -59,11 +59,7 @@ impl Gateway {
     /// Records an execution that came to no end: it was refused, or its client left. What was recorded
     /// before stays as it is.
     pub(super) fn record_stop(&self, ctx: &mut Ctx, stop: &Stop) -> Result<(), Failure> {
-        let status = match stop {
-            Stop::Failure(failure) => usage::status_of(failure),
-            Stop::Connection(_) => Status::Cancelled,
-        };
-        self.record(ctx, status, |execution| {
+        self.record(ctx, status_of(stop), |execution| {
             Used::time(execution.started.elapsed(), 0)
         })
     }
@@ -94,5 +90,13 @@ impl Gateway {
             request_id: &ctx.request_id,
         };
         Ok(self.shared.usage.record(&entry)?)
+    }
+}
+
+/// The status of an execution whose client got no answer of its guest's, or not all of it.
+pub(super) fn status_of(stop: &Stop) -> Status {
+    match stop {
+        Stop::Failure(failure) => usage::status_of(failure),
+        Stop::Connection(_) => Status::Cancelled,
     }
 }

@@ -252,39 +252,23 @@ impl TryFrom<EntryRow> for Entry {
 /// The statement of [`Store::audit_page`]. A filter that is given stands there by itself: SQLite plans before
 /// it knows the values, and would use no index for what may be `NULL`.
 fn page_statement(filter: &Filter<'_>) -> String {
-    let mut statement =
+    let of = |is_given: bool, column: &str, number: u32| {
+        if is_given {
+            format!("{column} = ${number}")
+        } else {
+            format!("(${number} IS NULL OR {column} = ${number})")
+        }
+    };
+    format!(
         "SELECT id, at, actor, user_id, key_id, operator, address, request_id, action, \
          subject_id, CAST(before AS TEXT) AS before, CAST(after AS TEXT) AS after \
-         FROM audit WHERE id < $1 AND id >= $2"
-            .to_owned();
-    for (is_given, given, any) in [
-        (
-            filter.user_id.is_some(),
-            " AND user_id = $3",
-            " AND ($3 IS NULL OR user_id = $3)",
-        ),
-        (
-            filter.key_id.is_some(),
-            " AND key_id = $4",
-            " AND ($4 IS NULL OR key_id = $4)",
-        ),
-        (
-            filter.subject_id.is_some(),
-            " AND subject_id = $5",
-            " AND ($5 IS NULL OR subject_id = $5)",
-        ),
-        (
-            filter.action.is_some(),
-            " AND action = $6",
-            " AND ($6 IS NULL OR action = $6)",
-        ),
-    ] {
-        statement.push_str(if is_given { given } else { any });
-    }
-    statement.push_str(
-        " AND ($7 IS NULL OR at >= $7) AND ($8 IS NULL OR at < $8) ORDER BY id DESC LIMIT $9",
-    );
-    statement
+         FROM audit WHERE id < $1 AND id >= $2 AND {} AND {} AND {} AND {} \
+         AND ($7 IS NULL OR at >= $7) AND ($8 IS NULL OR at < $8) ORDER BY id DESC LIMIT $9",
+        of(filter.user_id.is_some(), "user_id", 3),
+        of(filter.key_id.is_some(), "key_id", 4),
+        of(filter.subject_id.is_some(), "subject_id", 5),
+        of(filter.action.is_some(), "action", 6),
+    )
 }
 
 fn parsed(text: &str) -> Result<Value, StoreError> {

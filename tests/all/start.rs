@@ -157,19 +157,35 @@ fn migrate_check_says_whether_the_program_could_serve_and_changes_nothing() {
         let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
         (out.status.code(), said.into_owned())
     };
-    for _ in 0..2 {
-        let (code, said) = check();
-        assert!(
-            code == Some(1) && said.contains("the database lacks"),
-            "{said}"
-        );
-    }
+    let lacks = |what: &str| {
+        for _ in 0..2 {
+            let (code, said) = check();
+            assert!(code == Some(1) && said.contains(what), "{said}");
+        }
+    };
+    lacks("there is no database");
+    assert!(!dir.path().join("data").exists());
+    // One that nobody has migrated.
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("data/wasm-wizard.db"), "").unwrap();
+    lacks("the database lacks");
     assert!(run(dir.path(), &["migrate"], &[]).status.success());
     let (code, said) = check();
     assert!(
         code == Some(0) && said.contains("can serve on this database"),
         "{said}"
     );
+}
+
+#[test]
+fn a_command_that_finds_no_database_says_that_it_made_one() {
+    let dir = workdir();
+    for made in [true, false] {
+        let out = run(dir.path(), &["keys", "list"], &[]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{said}");
+        assert_eq!(said.contains("made a new database"), made, "{said}");
+    }
 }
 
 #[test]

@@ -388,4 +388,15 @@ fn a_certificate_of_version_1_is_said_to_be_one() {
         );
         assert!(said.contains("subjectAltName"), "{said}");
     }
+    // One of version 3 that is for nobody works, for clients that do not look.
+    std::fs::write(dir.path().join("ext.cnf"), "basicConstraints = CA:FALSE\n").unwrap();
+    openssl(
+        dir.path(),
+        "x509 -req -in one.csr -signkey one.key -days 90 -extfile ext.cnf -out one.crt",
+    );
+    let output = run(dir.path(), &["check", "--config", "one.yaml"], &[]);
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("one.crt has no subjectAltName"), "{said}");
 }

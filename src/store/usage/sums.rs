@@ -40,6 +40,8 @@ pub(super) type Days = BTreeMap<Group, Sum>;
 
 #[derive(Debug, Default)]
 pub(super) struct Sums {
+    /// How many rows there are in all.
+    pub rows: u64,
     pub days: Days,
     /// Of rows with an exact status, whose sums stand in a table of their own.
     pub exact_days: Days,
@@ -63,7 +65,8 @@ impl Sums {
         sums
     }
 
-    fn add(&mut self, execution: &Execution) {
+    pub(super) fn add(&mut self, execution: &Execution) {
+        self.rows += 1;
         let caller = execution.caller;
         let group = Group {
             user_id: caller.map_or(Uuid::nil(), |caller| caller.user_id),

@@ -76,29 +76,28 @@ impl Store {
             match self.pool() {
                 Pool::Sqlite(sqlite) => {
                     let mut transaction = sqlite.begin().await?;
-                    let new = if sqlite_new_rows(&mut transaction, executions).await? {
-                        executions.iter().map(|row| row.id).collect()
+                    let sums = if sqlite_new_rows(&mut transaction, executions).await? {
+                        Sums::of(executions.iter())
                     } else {
                         transaction.rollback().await?;
                         transaction = sqlite.begin().await?;
                         sqlite_rows(&mut transaction, executions).await?
                     };
-                    let sums = sums_of(executions, &new);
                     sqlite_days(&mut transaction, SQLITE_DAYS, &sums.days).await?;
                     sqlite_days(&mut transaction, SQLITE_EXACT_DAYS, &sums.exact_days).await?;
                     sqlite_modules(&mut transaction, &sums.modules).await?;
                     transaction.commit().await?;
-                    Ok(new.len() as u64)
+                    Ok(sums.rows)
                 }
                 Pool::Postgres(postgres) => {
                     let mut transaction = postgres.begin().await?;
                     let new = postgres_rows(&mut transaction, executions).await?;
-                    let sums = sums_of(executions, &new);
+                    let sums = sums_of(executions, new);
                     postgres_days(&mut transaction, POSTGRES_DAYS, &sums.days).await?;
                     postgres_days(&mut transaction, POSTGRES_EXACT_DAYS, &sums.exact_days).await?;
                     postgres_modules(&mut transaction, &sums.modules).await?;
                     transaction.commit().await?;
-                    Ok(new.len() as u64)
+                    Ok(sums.rows)
                 }
             }
         })
@@ -107,10 +106,8 @@ impl Store {
 }
 
 /// What the rows that are new add. A batch that holds one twice counts it once.
-fn sums_of(executions: &[Execution], new: &HashSet<Uuid>) -> Sums {
-    let mut left = new.clone();
-    let new = executions.iter().filter(|row| left.remove(&row.id));
-    Sums::of(new)
+fn sums_of(executions: &[Execution], mut new: HashSet<Uuid>) -> Sums {
+    Sums::of(executions.iter().filter(|row| new.remove(&row.id)))
 }
 
 /// A row that breaks what a column asks for will never be taken, unlike one that meets a passing trouble.
@@ -157,18 +154,18 @@ async fn sqlite_new_rows(
     Ok(true)
 }
 
-/// Writes those rows that are not there yet, one by one, and says which those are.
+/// Writes those rows that are not there yet, one by one, and says what they add.
 async fn sqlite_rows(
     transaction: &mut Transaction<'_, Sqlite>,
     executions: &[Execution],
-) -> Result<HashSet<Uuid>, StoreError> {
-    let mut new = HashSet::with_capacity(executions.len());
+) -> Result<Sums, StoreError> {
+    let mut sums = Sums::default();
     for row in executions {
         if sqlite_insert(transaction, std::slice::from_ref(row)).await? > 0 {
-            new.insert(row.id);
+            sums.add(row);
         }
     }
-    Ok(new)
+    Ok(sums)
 }
 
 /// Writes those of the rows that are not there yet, by one statement; returns how many those are.

@@ -20,6 +20,9 @@ const BUSY: &str = r#"(module
       (local.set $n (i64.sub (local.get $n) (i64.const 1)))
       (br_if $again (i64.ne (local.get $n) (i64.const 0))))))"#;
 
+const SPIN: &str =
+    r#"(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))"#;
+
 /// A gateway with a guest that is busy, and one that only waits.
 fn with_guests(builder: Builder, dir: &std::path::Path) -> Builder {
     let route = |name: &str, text: &str| {
@@ -39,6 +42,7 @@ fn with_guests(builder: Builder, dir: &std::path::Path) -> Builder {
         .route(route("wait", &sleeper(3_600_000)))
         .route(route("nap", &sleeper(1)))
         .route(route("short", &sleeper(40)))
+        .route(route("spin", SPIN))
 }
 
 async fn ask(gateway: &Gateway, path: &str, key: &str) -> reqwest::Response {
@@ -59,6 +63,47 @@ fn used_up() -> (u16, String) {
 
 fn too_many() -> (u16, String) {
     (429, "too_many_guests".to_owned())
+}
+
+/// Who stops the own key in time must not run guests for nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_a_stop_ends_is_paid_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = with_guests(gateway(), dir.path()).start();
+    for (user, path) in [
+        ("u@example.com", "/api/wasm/execute"),
+        ("v@example.com", "/spin"),
+    ] {
+        let (stopped, kept) = (make_key(&gateway, user), make_key(&gateway, user));
+        let request = gateway
+            .client()
+            .post(gateway.url(path))
+            .bearer_auth(&stopped);
+        let request = request.header("content-type", "text/wat").body(SPIN);
+        let guest = tokio::spawn(request.send());
+        gateway.guests_running(1).await;
+        // Longer than the user's CPU time of a minute.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(300) {
+            gateway.guests_running(1).await;
+        }
+        let keys: Value = ask(&gateway, "/api/auth/keys", &kept)
+            .await
+            .json()
+            .await
+            .unwrap();
+        let is_it = |key: &&Value| stopped.starts_with(key["prefix"].as_str().unwrap());
+        let key = keys["keys"].as_array().unwrap().iter().find(is_it).unwrap();
+        let url = gateway.url(&format!("/api/auth/keys/{}", key["id"].as_str().unwrap()));
+        let deleted = gateway.client().delete(url).bearer_auth(&kept).send();
+        assert!(deleted.await.unwrap().status().is_success());
+        assert_eq!(guest.await.unwrap().unwrap().status(), 403);
+        assert_eq!(
+            code(ask(&gateway, "/nap", &kept).await).await,
+            used_up(),
+            "{path}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -105,7 +105,7 @@ fn compose_goes_back_where_the_older_version_can_serve_and_comes_up() {
     put("last_success", &ago(23).timestamp().to_string());
     refused(&to("0.1.0"), "can't work with the database as it is");
     // What the older program said itself is there too.
-    refused(&to("0.1.0"), "that this program needs");
+    refused(&to("0.1.0"), "there is no database");
     let unseen = [&to("0.1.0")[..], &["--without-database-check"]].concat();
     succeeds(work, "rollback.sh", &unseen, &env);
     let all = asked(work);

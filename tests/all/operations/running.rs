@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::{fails, said, script, succeeds, twice};
 use crate::support::eventually;
 use crate::support::gateway::gateway;
+use crate::support::root;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_smoke_test_passes_on_a_good_gateway_and_on_no_other() {
@@ -293,6 +294,38 @@ async fn a_rollback_goes_back_and_forth_or_stays() {
     ];
     fails(&work, "rollback.sh", &arguments, &[], "goes on");
     assert!(is_previous(&program));
+    // Nor does one that hangs stay, to take over later: whether it is given up or the operator gives up.
+    let hangs = "#!/bin/sh\n[ \"$1\" = --version ] || while :; do sleep 1; done\n";
+    fs::write(&previous, hangs).unwrap();
+    let successors = || {
+        let args = ["-ww", "-o", "args=", "--ppid", &pid];
+        let output = Command::new("ps").args(args).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines()
+            .filter(|line| line.contains("serve --upgrade"))
+            .count()
+    };
+    fails(&work, "rollback.sh", &arguments, &[], "goes on");
+    assert!(is_previous(&program));
+    assert_eq!(successors(), 0);
+    let mut waiting = Command::new(root().join("scripts/rollback.sh"))
+        .args(&arguments[..6])
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("it hangs", async || (successors() == 1).then_some(())).await;
+    let script_pid = waiting.id().to_string();
+    assert!(
+        Command::new("kill")
+            .arg(script_pid)
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(waiting.wait().unwrap().code(), Some(1));
+    assert!(is_previous(&program));
+    assert_eq!(successors(), 0);
     let answer = old.client().get(old.url("/health/live")).send().await;
     assert_eq!(answer.unwrap().status(), 200);
     assert!(Command::new("kill").arg(&pid).status().unwrap().success());

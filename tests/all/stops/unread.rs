@@ -124,7 +124,7 @@ async fn a_stop_ends_guests_that_still_answer() {
     // One whose client reads.
     let key = world.key(&world.user).await;
     let mut answer = ask("GET", "/drip", &key.secret).await;
-    assert_eq!(answer.chunk().await.unwrap().unwrap(), "x\n");
+    assert!(answer.chunk().await.unwrap().unwrap().starts_with(b"x\n"));
     let since = stop(key.id).await;
     let broken = loop {
         match answer.chunk().await {
