@@ -1,4 +1,5 @@
-//! Whether bytes are a module we would run: decided before any compiler sees them.
+//! Whether bytes are a module we would run: decided before anything that a compiler made of them is
+//! looked at.
 //!
 //! Everything here runs on hostile bytes in the gateway's own process, so each step is linear in
 //! the module's size, and what is not (branch tables, wide types) is paid from a budget.
@@ -73,7 +74,8 @@ pub(super) fn check(wasm: &[u8], limits: Limits) -> Result<Facts, ModuleError> {
     module.finish()
 }
 
-fn header(wasm: &[u8], limits: Limits) -> Result<(), ModuleError> {
+/// What is seen at a glance: the size, and the first eight bytes.
+pub(super) fn header(wasm: &[u8], limits: Limits) -> Result<(), ModuleError> {
     if wasm.len() as u64 > limits.wasm_bytes_max {
         return Err(ModuleError::Invalid(format!(
             "the module has {} bytes, and {} are allowed; strip it (wasm-strip, or -s when linking) \

@@ -53,8 +53,9 @@ impl Codegen {
                 let mut singlepass = Singlepass::new();
                 // Somebody waits for it, and it is over soon.
                 let threads = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
-                singlepass.num_threads(threads.min(SINGLEPASS_THREADS_MAX));
-                EngineBuilder::new(Instrumented::new(singlepass, instrument))
+                let threads = threads.min(SINGLEPASS_THREADS_MAX);
+                singlepass.num_threads(threads);
+                EngineBuilder::new(Instrumented::new(singlepass, instrument).on(threads))
             }
             Compiler::Cranelift => {
                 let mut cranelift = Cranelift::new();
@@ -72,9 +73,9 @@ impl Codegen {
         self.0.into()
     }
 
-    /// Compiles bytes that passed [`super::check::check`] to an artifact. Belongs in the compile worker:
-    /// nothing bounds its time or memory, a hostile module can make it panic, and what did not pass is
-    /// not validated here.
+    /// Compiles bytes to an artifact, which is worth something only if they pass [`super::check::check`]:
+    /// they are not validated here. Belongs in the compile worker: nothing bounds its time or memory, and a
+    /// hostile module can make it panic.
     pub(super) fn compile(self, wasm: &[u8]) -> Result<Vec<u8>, ModuleError> {
         let engine = self.0;
         let module = ModuleEnvironment::new()
@@ -126,6 +127,8 @@ fn refused(error: CompileError) -> ModuleError {
 pub(super) struct Instrumented<C> {
     config: C,
     instrument: Arc<Instrument>,
+    /// That instrument, at the most.
+    threads: NonZero<usize>,
     /// For all but the code.
     middlewares: Vec<Arc<dyn ModuleMiddleware>>,
 }
@@ -135,8 +138,14 @@ impl<C: CompilerConfig> Instrumented<C> {
         Instrumented {
             config,
             middlewares: vec![Arc::clone(&instrument) as Arc<dyn ModuleMiddleware>],
+            threads: NonZero::<usize>::MIN,
             instrument,
         }
+    }
+
+    /// With more than one thread to instrument.
+    pub(super) fn on(self, threads: NonZero<usize>) -> Instrumented<C> {
+        Instrumented { threads, ..self }
     }
 
     /// With a middleware before the instrumentation, and one behind it.
@@ -157,6 +166,7 @@ impl<C: CompilerConfig + 'static> CompilerConfig for Instrumented<C> {
         Box::new(InstrumentedCompiler {
             compiler: Box::new(self.config).compiler(),
             instrument: self.instrument,
+            threads: self.threads,
             middlewares: self.middlewares,
         })
     }
@@ -173,6 +183,7 @@ impl<C: CompilerConfig + 'static> CompilerConfig for Instrumented<C> {
 struct InstrumentedCompiler {
     compiler: Box<dyn wasmer_compiler::Compiler>,
     instrument: Arc<Instrument>,
+    threads: NonZero<usize>,
     middlewares: Vec<Arc<dyn ModuleMiddleware>>,
 }
 
@@ -201,10 +212,8 @@ impl wasmer_compiler::Compiler for InstrumentedCompiler {
         functions: PrimaryMap<LocalFunctionIndex, FunctionBodyData<'_>>,
         progress: Option<&CompilationProgressCallback>,
     ) -> Result<Compilation, CompileError> {
-        let written = functions
-            .values()
-            .map(|function| self.instrument.body(function.data))
-            .collect::<Result<Vec<_>, CompileError>>()?;
+        let bodies: Vec<&[u8]> = functions.values().map(|function| function.data).collect();
+        let written = self.instrument.bodies(&bodies, self.threads)?;
         let bodies = functions.values().zip(&written);
         let functions = bodies
             .map(|(function, written)| FunctionBodyData {

@@ -1,7 +1,8 @@
 //! Compiling: who waits for which module, how many at a time, and what is kept.
 //!
 //! A module is checked, compiled in a child process ([`child`]) that the [`keeper`] has ready, and
-//! loaded, all on a thread that is made for the purpose. Callers for the same bytes and [`Quality`]
+//! loaded, all on a thread that is made for the purpose. Who waits for a large one has it with the child
+//! while it is checked ([`making`]). Callers for the same bytes and [`Quality`]
 //! share one flight; when the last of them has gone, the child is killed. The [`queue`] says which
 //! flight is next.
 //!
@@ -15,11 +16,11 @@ mod airborne;
 mod child;
 mod flight;
 mod keeper;
+mod making;
 mod queue;
 mod translate;
 mod turn;
 
-use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -30,7 +31,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use self::airborne::Airborne;
-use self::child::{Bounds, Brake, Failure, Made, Worker};
+use self::child::{Failure, Made, Worker};
 use self::flight::{Flight, Phase, Prepare};
 use self::keeper::Keeper;
 use self::queue::{Lane, Queue};
@@ -43,7 +44,6 @@ use super::memory::MemoryPool;
 use super::priority;
 use super::tunables::SandboxTunables;
 use super::warm::WarmPool;
-use super::worker::{Job, Task};
 use super::{ModuleError, ModuleHash, Preparation, Prepared, Settings, ShareKey, engine};
 use crate::telemetry::metrics::{Found, metrics};
 
@@ -70,6 +70,8 @@ struct Shared {
     queue: Mutex<Queue>,
     /// A flight that was held may go on.
     next_turn: Condvar,
+    /// Whether a module may be with a worker before it has passed the check.
+    is_hopeful: AtomicBool,
     translations: Translations,
     is_shutting_down: AtomicBool,
 }
@@ -116,6 +118,7 @@ impl Compilers {
                 keeper,
                 queue: Mutex::default(),
                 next_turn: Condvar::new(),
+                is_hopeful: AtomicBool::new(true),
                 translations,
                 is_shutting_down: AtomicBool::new(false),
             }),
@@ -368,24 +371,24 @@ impl Shared {
             return Flown::Landed(Ok(module), None, None);
         }
         let began = Instant::now();
+        let early = self.begin_early(flight, lane);
         let facts = match self.facts(flight) {
             Ok(facts) => facts,
             Err(error) => {
                 metrics().compile(outcome(&error), "none", began.elapsed());
-                return Flown::Landed(Err(error), None, None);
+                return Flown::Landed(Err(error), None, self.in_vain(early));
             }
         };
-        let is_quick = flight.quality == Quality::Soon
-            && SINGLEPASS_IS_HELD
-            && self.settings.compile.singlepass
-            && facts.singlepass
-            && !flight.singlepass_failed.load(Ordering::Acquire);
+        let is_quick = facts.singlepass && self.may_be_quick(flight);
         let compiler = match (is_quick, lane) {
             (true, _) => Compiler::Singlepass,
-            (false, Lane::Quick) => return self.slow_down(flight),
+            (false, Lane::Quick) => {
+                drop(self.in_vain(early));
+                return self.slow_down(flight);
+            }
             (false, Lane::Slow | Lane::Background) => Compiler::Cranelift,
         };
-        let (artifact, worker) = match self.compile(flight, compiler, lane) {
+        let (artifact, worker) = match self.compile(flight, compiler, lane, early) {
             Ok(Made { made, by }) => (made, by),
             Err(Failure::Abandoned) => return self.give_up(flight),
             Err(Failure::Refused(error)) if is_quick => {
@@ -458,51 +461,8 @@ impl Shared {
             return Ok(*facts);
         }
         let facts = check(&flight.wasm, self.limits())?;
+        self.is_hopeful.store(true, Ordering::Relaxed);
         Ok(*flight.facts.get_or_init(|| facts))
-    }
-
-    /// Has a worker compile the module.
-    fn compile(
-        self: &Arc<Shared>,
-        flight: &Arc<Flight>,
-        compiler: Compiler,
-        lane: Lane,
-    ) -> Result<Made, Failure> {
-        let settings = &self.settings.compile;
-        let bounds = Bounds {
-            deadline: Instant::now() + settings.timeout,
-            made_bytes_max: self.artifact_bytes_max(),
-            is_background: lane == Lane::Background,
-        };
-        let job = Job {
-            task: Task::Compile(compiler),
-            input: &flight.wasm,
-        };
-        let worker = self.worker()?;
-        let turn = Cell::new(Instant::now());
-        let is_abandoned = |brake: &Brake| {
-            if !flight.is_wanted() || (flight.is_background() && self.must_give_way()) {
-                return true;
-            }
-            let is_over = lane == Lane::Slow && turn.get().elapsed() >= flight.turn();
-            if is_over && self.lock().is_outwaited(flight.share, self.workers_max()) {
-                if !self.wait_for_a_turn(flight, brake) {
-                    return true;
-                }
-                turn.set(Instant::now());
-            }
-            false
-        };
-        worker.run(settings, &job, bounds, is_abandoned)
-    }
-
-    /// A worker for one job.
-    fn worker(&self) -> Result<Worker, Failure> {
-        self.keeper.take().map_err(|error| {
-            let worker = self.settings.compile.worker.display();
-            let text = format!("the compile worker {worker} does not start: {error}");
-            Failure::Failed(ModuleError::Internal(text))
-        })
     }
 
     fn load(&self, hash: ModuleHash, compiled: Compiled) -> Prepare {

@@ -20,8 +20,13 @@
 
 mod bulk;
 mod code;
+mod concerned;
 
+use std::num::NonZero;
+use std::panic;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use wasmer::sys::wasmparser::{BinaryReader, BinaryReaderError, FunctionBody, Operator};
 use wasmer::sys::{FunctionMiddleware, MiddlewareError, ModuleMiddleware};
@@ -32,6 +37,7 @@ use wasmer_types::ModuleInfo;
 
 use self::bulk::Bulk;
 use self::code::{Added, Code};
+use self::concerned::Concerned;
 use super::engine::START_EXPORT;
 
 /// The value of the hidden global, an `i64`, that stops the guest. Any negative value does.
@@ -127,9 +133,55 @@ struct Unchanged;
 
 impl FunctionMiddleware<'_> for Unchanged {}
 
+/// A body with what is added to it; `None` if that is nothing.
+type Written = Result<Option<Vec<u8>>, CompileError>;
+
+/// So much code that it is worth another thread.
+const THREAD_BYTES: usize = 32 << 10;
+
 impl Instrument {
+    /// All functions' bodies as [`Instrument::body`] has them, in their order.
+    pub(super) fn bodies(
+        &self,
+        bodies: &[&[u8]],
+        threads: NonZero<usize>,
+    ) -> Result<Vec<Option<Vec<u8>>>, CompileError> {
+        let bytes: usize = bodies.iter().map(|body| body.len()).sum();
+        let others = threads.get().min(bytes / THREAD_BYTES).saturating_sub(1);
+        let next = AtomicUsize::new(0);
+        // Each takes the next that nobody has taken.
+        let work = || {
+            std::iter::from_fn(|| {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                Some((index, self.body(bodies.get(index)?)))
+            })
+            .collect::<Vec<_>>()
+        };
+        let mut written = vec![None; bodies.len()];
+        let mut put = |done: Vec<(usize, Written)>| {
+            done.into_iter().try_for_each(|(index, body)| {
+                written[index] = body?;
+                Ok::<_, CompileError>(())
+            })
+        };
+        thread::scope(|scope| {
+            // Where no more threads can be had, those that there are do it.
+            let helpers: Vec<_> = (0..others)
+                .filter_map(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
+                .collect();
+            put(work())?;
+            helpers
+                .into_iter()
+                .try_for_each(|helper| match helper.join() {
+                    Ok(done) => put(done),
+                    Err(panic) => panic::resume_unwind(panic),
+                })
+        })?;
+        Ok(written)
+    }
+
     /// A function's body (its locals and operators) with what is added; `None` if that is nothing.
-    pub(super) fn body(&self, body: &[u8]) -> Result<Option<Vec<u8>>, CompileError> {
+    fn body(&self, body: &[u8]) -> Written {
         let plan = self.plan.get().ok_or_else(|| {
             CompileError::MiddlewareError("instrument: the module was not seen first".into())
         })?;
@@ -152,11 +204,15 @@ impl Plan {
         let mut at = position(operators.original_position());
         code.before(at, at);
         self.count_and_poll(&mut code);
+        let mut concerned = Concerned::default();
         while !operators.eof() {
-            let operator = operators.read()?;
+            operators.visit_operator(&mut concerned)?;
             let end = position(operators.original_position());
-            code.before(at, end);
-            at = end;
+            let start = std::mem::replace(&mut at, end);
+            let Some(operator) = concerned.take() else {
+                continue;
+            };
+            code.before(start, end);
             let poll = match &operator {
                 Operator::Call { function_index } => *function_index < self.imported_functions,
                 Operator::MemoryGrow { .. } | Operator::TableGrow { .. } => true,

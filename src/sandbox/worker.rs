@@ -26,7 +26,7 @@ pub(super) const COMMAND: &str = "compile-worker";
 const MAGIC: [u8; 8] = *b"wwcomp04";
 const LIMITS_BYTES: usize = 24;
 /// Task and length of the input.
-const JOB_HEAD_BYTES: usize = 9;
+pub(super) const JOB_HEAD_BYTES: usize = 9;
 const HELLO_BYTES: usize = 4;
 /// All that comes before the payload: hello, tag and length, each in its place. A multiple of sixteen,
 /// as an artifact must begin at one.
@@ -69,23 +69,24 @@ pub(super) struct Job<'a> {
 /// What is to be done with the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Task {
-    /// Make machine code of a module that was checked before.
+    /// Make machine code of a module that is checked before, or meanwhile: then nobody takes what was
+    /// made of one that does not pass.
     Compile(Compiler),
     /// Make binary of text, which nobody looked at before.
     Translate,
 }
 
 impl Job<'_> {
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(JOB_HEAD_BYTES + self.input.len());
-        bytes.push(match self.task {
+    /// What is sent before the input.
+    pub(super) fn head(&self) -> [u8; JOB_HEAD_BYTES] {
+        let mut head = [0; JOB_HEAD_BYTES];
+        head[0] = match self.task {
             Task::Compile(Compiler::Singlepass) => SINGLEPASS,
             Task::Compile(Compiler::Cranelift) => CRANELIFT,
             Task::Translate => TRANSLATE,
-        });
-        bytes.extend_from_slice(&(self.input.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(self.input);
-        bytes
+        };
+        head[1..].copy_from_slice(&(self.input.len() as u64).to_le_bytes());
+        head
     }
 }
 

@@ -6,6 +6,7 @@
 mod attacks;
 mod callers;
 mod compiling;
+mod early;
 mod guests;
 mod limits;
 mod official;

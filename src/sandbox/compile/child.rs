@@ -6,7 +6,7 @@
 )]
 
 use std::cell::Cell;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -121,48 +121,27 @@ impl Worker {
         self.stdout.as_fd()
     }
 
-    /// Has it do a job. Blocks.
-    pub(super) fn run(
-        mut self,
-        settings: &CompileSettings,
-        job: &Job<'_>,
-        bounds: Bounds,
-        abandoned: impl Fn(&Brake) -> bool,
-    ) -> Result<Made, Failure> {
-        if bounds.is_background {
-            self.step_back();
-        }
-        let answer_bytes_max = bounds
-            .made_bytes_max
-            .saturating_add(worker::ANSWER_HEAD_BYTES as u64);
+    /// Gives it a job, of which the pipe takes as much as it holds. Does not wait.
+    pub(super) fn begin<'a>(mut self, job: &Job<'a>) -> Result<Working<'a>, Failure> {
+        let mut stdin = self.stdin.take();
         let mut talk = Talk {
-            input: job.encode(),
+            head: job.head(),
+            input: job.input,
             sent: 0,
             answer: Vec::new(),
-            answer_bytes_max,
         };
-        let stdin = self.stdin.take();
-        let brake = Brake {
-            child: self.child.id(),
-            held: Cell::default(),
-        };
-        let mut has_to_end = || match abandoned(&brake) {
-            true => Err(Failure::Abandoned),
-            false => Ok(bounds.deadline + brake.held.get()),
-        };
-        talk.run(stdin, &mut self.stdout, &mut has_to_end)?;
-        let Some(reply) = Reply::decode(talk.answer) else {
-            return Err(Failure::Failed(died(&mut self, settings)?));
-        };
-        warn_if_unfiltered(reply.unfiltered);
-        match reply.answer {
-            Answer::Made(made) => {
-                // Fails only for a child that has ended already.
-                let _ = self.child.kill();
-                Ok(Made { made, by: self })
-            }
-            Answer::Refused(error) => Err(Failure::Refused(error)),
-        }
+        talk.send_all(&mut stdin)?;
+        Ok(Working {
+            worker: self,
+            stdin,
+            talk,
+        })
+    }
+
+    fn killed(mut self) -> Worker {
+        // Fails only for a child that has ended already.
+        let _ = self.child.kill();
+        self
     }
 
     fn step_back(&self) {
@@ -175,6 +154,61 @@ impl Worker {
                 NICENESS_BACKGROUND,
             );
         }
+    }
+}
+
+/// A worker that has a job.
+pub(super) struct Working<'a> {
+    worker: Worker,
+    /// Where what is left of the job goes.
+    stdin: Option<ChildStdin>,
+    talk: Talk<'a>,
+}
+
+impl Working<'_> {
+    /// Waits for the answer.
+    pub(super) fn finish(
+        self,
+        settings: &CompileSettings,
+        bounds: Bounds,
+        abandoned: impl Fn(&Brake) -> bool,
+    ) -> Result<Made, Failure> {
+        let Working {
+            mut worker,
+            stdin,
+            mut talk,
+        } = self;
+        if bounds.is_background {
+            worker.step_back();
+        }
+        let answer_bytes_max = bounds
+            .made_bytes_max
+            .saturating_add(worker::ANSWER_HEAD_BYTES as u64);
+        let brake = Brake {
+            child: worker.child.id(),
+            held: Cell::default(),
+        };
+        let mut has_to_end = || match abandoned(&brake) {
+            true => Err(Failure::Abandoned),
+            false => Ok(bounds.deadline + brake.held.get()),
+        };
+        talk.run(stdin, &mut worker.stdout, answer_bytes_max, &mut has_to_end)?;
+        let Some(reply) = Reply::decode(talk.answer) else {
+            return Err(Failure::Failed(died(&mut worker, settings)?));
+        };
+        warn_if_unfiltered(reply.unfiltered);
+        match reply.answer {
+            Answer::Made(made) => Ok(Made {
+                made,
+                by: worker.killed(),
+            }),
+            Answer::Refused(error) => Err(Failure::Refused(error)),
+        }
+    }
+
+    /// Takes no answer. What is left is killed, and to be reaped as in [`Made`].
+    pub(super) fn stop(self) -> Worker {
+        self.worker.killed()
     }
 }
 
@@ -230,19 +264,21 @@ fn warn_if_unfiltered(errno: i32) {
 }
 
 /// What passes between the two.
-struct Talk {
-    input: Vec<u8>,
+struct Talk<'a> {
+    head: [u8; worker::JOB_HEAD_BYTES],
+    input: &'a [u8],
+    /// Of both.
     sent: usize,
     answer: Vec<u8>,
-    answer_bytes_max: u64,
 }
 
-impl Talk {
+impl Talk<'_> {
     /// Sends the job and reads the answer to its end. The deadline is asked for each time.
     fn run(
         &mut self,
         mut stdin: Option<ChildStdin>,
         stdout: &mut ChildStdout,
+        answer_bytes_max: u64,
         deadline: &mut impl FnMut() -> Result<Instant, Failure>,
     ) -> Result<(), Failure> {
         loop {
@@ -255,25 +291,33 @@ impl Talk {
                 )));
             }
             wait(stdin.as_ref(), stdout, left.min(LOOK))?;
-            if let Some(pipe) = &mut stdin
-                && self.send(pipe)?
-            {
-                stdin = None;
-            }
-            if self.receive(stdout)? {
+            self.send_all(&mut stdin)?;
+            if self.receive(stdout, answer_bytes_max)? {
                 return Ok(());
             }
         }
     }
 
+    /// Sends what the pipe takes, and closes it when that is all.
+    fn send_all(&mut self, stdin: &mut Option<ChildStdin>) -> Result<(), Failure> {
+        if let Some(pipe) = stdin
+            && self.send(pipe)?
+        {
+            *stdin = None;
+        }
+        Ok(())
+    }
+
     /// True when all is sent, or the child reads no more.
     fn send(&mut self, pipe: &mut ChildStdin) -> Result<bool, Failure> {
         loop {
-            let rest = self.input.get(self.sent..).unwrap_or_default();
-            if rest.is_empty() {
+            let head = self.head.get(self.sent..).unwrap_or_default();
+            let of_input = self.sent.saturating_sub(self.head.len());
+            let input = self.input.get(of_input..).unwrap_or_default();
+            if head.is_empty() && input.is_empty() {
                 return Ok(true);
             }
-            match pipe.write(rest) {
+            match pipe.write_vectored(&[IoSlice::new(head), IoSlice::new(input)]) {
                 Ok(written) => self.sent += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -285,10 +329,10 @@ impl Talk {
     }
 
     /// True when the child has closed its end.
-    fn receive(&mut self, pipe: &mut ChildStdout) -> Result<bool, Failure> {
+    fn receive(&mut self, pipe: &mut ChildStdout, bytes_max: u64) -> Result<bool, Failure> {
         loop {
             let announced = Reply::announced(&self.answer).unwrap_or(0);
-            if announced.max(self.answer.len() as u64) > self.answer_bytes_max {
+            if announced.max(self.answer.len() as u64) > bytes_max {
                 return Err(Failure::Failed(ModuleError::CompileLimit(
                     "the module compiles to more machine code than is kept; make it smaller".into(),
                 )));

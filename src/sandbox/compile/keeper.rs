@@ -85,6 +85,30 @@ impl Keeper {
     /// A worker for one job: a warm one if there is one, else one that is started now. Blocks.
     pub(super) fn take(&self) -> io::Result<Worker> {
         let mut dead = Vec::new();
+        let mut state = match self.take_spare(&mut dead) {
+            Ok(worker) => return Ok(worker),
+            Err(state) => state,
+        };
+        let ended = || io::Error::other("the keeper of compile workers has ended");
+        if state.is_ending {
+            return Err(ended());
+        }
+        let (order, delivery) = mpsc::sync_channel(1);
+        state.orders.push_back(order);
+        drop(state);
+        drop(dead);
+        self.shared.wake();
+        delivery.recv().unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// A warm worker, if there is one. Does not wait.
+    pub(super) fn spare(&self) -> Option<Worker> {
+        let mut dead = Vec::new();
+        self.take_spare(&mut dead).ok()
+    }
+
+    /// A spare; or the state, in which there is none. Those found dead are to be dropped without it.
+    fn take_spare(&self, dead: &mut Vec<Worker>) -> Result<Worker, MutexGuard<'_, State>> {
         let mut state = self.shared.lock();
         while let Some(mut worker) = state.spares.pop_front() {
             if worker.is_alive() {
@@ -97,16 +121,7 @@ impl Keeper {
             }
             dead.push(worker);
         }
-        let ended = || io::Error::other("the keeper of compile workers has ended");
-        if state.is_ending {
-            return Err(ended());
-        }
-        let (order, delivery) = mpsc::sync_channel(1);
-        state.orders.push_back(order);
-        drop(state);
-        drop(dead);
-        self.shared.wake();
-        delivery.recv().unwrap_or_else(|_| Err(ended()))
+        Err(state)
     }
 }
 

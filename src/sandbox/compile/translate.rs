@@ -150,7 +150,9 @@ impl Shared {
                 made_bytes_max: BINARY_BYTES_MAX,
                 is_background: false,
             };
-            worker.run(settings, &job, bounds, |_| is_abandoned())
+            worker
+                .begin(&job)?
+                .finish(settings, bounds, |_| is_abandoned())
         });
         match translated {
             Ok(binary) => Ok(binary.made),

@@ -2,19 +2,21 @@
 
 mod official;
 
+use std::num::NonZero;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use wasmer::sys::{Cranelift, EngineBuilder, NativeEngineExt};
+use wasmer::sys::{Cranelift, EngineBuilder, ModuleMiddleware, NativeEngineExt};
 use wasmer::{Engine, Instance, Module, Store, Value};
+use wasmer_compiler::ModuleEnvironment;
 
 use super::super::codegen::Instrumented;
 use super::super::memory::{Data, MemoryPool};
 use super::super::tunables::{Room, SandboxTunables, making};
-use super::{Instrument, STOP};
+use super::{Instrument, STOP, THREAD_BYTES};
 
 /// A module with `_start` and `memory` compiled here, with polls in loops or without.
 fn instance(text: &str, poll_loops: bool) -> (Store, Instance, NonNull<AtomicI64>) {
@@ -331,5 +333,51 @@ fn polls_alone_stop_loops_and_recursion_where_there_is_no_signal() {
                                   (call $fib (i32.sub (local.get 0) (i32.const 2)))))))
                (func (export \"_start\") {body}))"
         ));
+    }
+}
+
+/// Whoever takes which function, each has in its place what one thread would write.
+#[test]
+fn many_threads_write_what_one_does() {
+    let functions: String = (0..2_000)
+        .map(|number| {
+            let concerned = match number % 3 {
+                0 => "(memory.fill (local.get 0) (i32.const 0) (i32.const 9))",
+                1 => "(call $yield)",
+                _ => "",
+            };
+            format!(
+                "(func (param i32) (drop (i32.const {number})) {concerned} {})",
+                "(nop)".repeat(number % 97)
+            )
+        })
+        .collect();
+    let text = format!(
+        "(module (import \"wasi_snapshot_preview1\" \"sched_yield\" (func $imported (result i32)))
+          (memory 1) (func $yield (drop (call $imported))) {functions})"
+    );
+    let wasm = wat::parse_str(text).unwrap();
+    let mut translated = ModuleEnvironment::new().translate(&wasm).unwrap();
+    let instrument = Instrument::default();
+    instrument
+        .transform_module_info(&mut translated.module)
+        .unwrap();
+    let inputs = translated.function_body_inputs.values();
+    let mut bodies: Vec<&[u8]> = inputs.map(|input| input.data).collect();
+    assert!(bodies.iter().map(|body| body.len()).sum::<usize>() > 3 * THREAD_BYTES);
+    let written =
+        |bodies: &[&[u8]], threads| instrument.bodies(bodies, NonZero::new(threads).unwrap());
+
+    let one = written(&bodies, 1).unwrap();
+    // The first is `$yield`, which calls an import; the others only call that.
+    let changed = |number: usize| number == 0 || (number - 1).is_multiple_of(3);
+    for (number, body) in one.iter().enumerate() {
+        assert_eq!(body.is_some(), changed(number), "function {number}");
+    }
+    assert!(written(&bodies, 4).unwrap() == one);
+
+    bodies[1_500] = b"\0\xff";
+    for threads in [1, 4] {
+        assert!(written(&bodies, threads).is_err());
     }
 }

@@ -68,7 +68,7 @@ fn limits_and_jobs_survive_the_pipe() {
         Task::Translate,
     ] {
         let input = b"module";
-        let bytes = Job { task, input }.encode();
+        let bytes = [&Job { task, input }.head()[..], input].concat();
         assert_eq!(job(&mut &bytes[..]).unwrap(), (task, input.to_vec()));
         for length in 0..bytes.len() {
             assert!(job(&mut &bytes[..length]).is_err(), "{length} bytes");

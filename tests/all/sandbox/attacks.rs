@@ -26,7 +26,7 @@
 //! The official suite's invalid and malformed modules are in `src/sandbox/check/tests/official.rs`
 //! and in `official`, limits one by one in `limits`.
 
-mod binary;
+pub(super) mod binary;
 mod bombs;
 mod gateway;
 mod host;

@@ -57,7 +57,9 @@ impl Script {
             is_background: true,
         };
         let worker = Worker::start(&self.settings)?;
-        let made = worker.run(&self.settings, &job, bounds, abandoned)?;
+        let made = worker
+            .begin(&job)?
+            .finish(&self.settings, bounds, abandoned)?;
         Ok(made.made)
     }
 
