@@ -3,6 +3,7 @@
 mod failures;
 mod streaming;
 
+use std::borrow::Cow;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +61,7 @@ impl Gateway {
     ) -> Result<(), Stop> {
         let execution = Execution::of(program.execute, program.module.hash());
         self.begin_execution(ctx, execution)?;
-        let answered = self.run(session, ctx, limits, program).await;
+        let answered = Box::pin(self.run(session, ctx, limits, program)).await;
         if let Err(stop) = &answered {
             self.record_stop(ctx, stop)?;
         }
@@ -82,10 +83,18 @@ impl Gateway {
         let limit = BodyLimit::of_route(&ctx.plan.settings, limits);
         let share = share(ctx);
         let place = self.shared.body_room.place(share);
-        let input = tokio::select! {
-            biased;
-            input = feed::open(session, limit, place) => input?,
-            () = self.stopped(&ctx.principal, ctx.started) => return Err(Failure::stopped().into()),
+        let input = if session.as_downstream_mut().is_body_empty() {
+            feed::empty(session, limit, place)
+        } else {
+            // Boxed, as all that few requests wait for: each of them would make room for it, and copy that.
+            Box::pin(async {
+                tokio::select! {
+                    biased;
+                    input = feed::open(session, limit, place) => input,
+                    () = self.stopped(&ctx.principal, ctx.started) => Err(Failure::stopped().into()),
+                }
+            })
+            .await?
         };
         let (args, env) = args_and_env(session, ctx, execute, input.length)?;
         let guest_limits = guest_limits(ctx, limits);
@@ -183,13 +192,22 @@ impl Gateway {
         session: &mut Session,
         ctx: &mut Ctx,
         execute: &Execute,
-        run: impl Future<Output = Result<Outcome, RunError>>,
+        mut run: Pin<&mut impl Future<Output = Result<Outcome, RunError>>>,
         mut feed: Feed,
     ) -> Result<(), Stop> {
-        let outcome = tokio::select! {
-            biased;
-            outcome = run => outcome.map_err(not_run)?,
-            stop = feed.pump(session) => return Err(stop),
+        let outcome = match (&mut run).now_or_never() {
+            // A short guest, which ended on this thread.
+            Some(outcome) => outcome.map_err(not_run)?,
+            None => {
+                Box::pin(async {
+                    tokio::select! {
+                        biased;
+                        outcome = run => outcome.map_err(not_run),
+                        stop = feed.pump(session) => Err(stop),
+                    }
+                })
+                .await?
+            }
         };
         let received = feed.received_bytes();
         // A slow client's answer holds no room for other requests' bodies.
@@ -198,7 +216,7 @@ impl Gateway {
         self.record_end(ctx, &outcome, Status::from(&outcome.end), received)?;
         match outcome.end {
             End::Exit(0) => {
-                let mut head = ResponseHeader::build(StatusCode::OK, Some(16))?;
+                let mut head = ResponseHeader::build(StatusCode::OK, Some(12))?;
                 head.insert_header(header::CONTENT_TYPE, execute.content_type.clone())?;
                 Ok(self
                     .send(session, ctx, head, Bytes::from(outcome.stdout))
@@ -213,7 +231,7 @@ impl Gateway {
                     "output".into(),
                     json!(String::from_utf8_lossy(&outcome.stdout)),
                 );
-                Ok(self.send_failure_with(session, ctx, &failure, more).await?)
+                Ok(Box::pin(self.send_failure_with(session, ctx, &failure, more)).await?)
             }
             End::Trap(_)
             | End::TimeLimit
@@ -505,7 +523,11 @@ fn args_and_env(
     content_length: Option<u64>,
 ) -> Result<ArgsAndEnv, Stop> {
     let head = session.req_header();
-    let host = request::host(head)?;
+    let host = match execute.abi {
+        // It is told nothing of it.
+        Abi::Command => Cow::Borrowed(""),
+        Abi::Wagi => request::host(head)?,
+    };
     let principal = match &ctx.principal {
         Principal::Anonymous => None,
         Principal::Key(key) => Some((AuthType::Bearer, key.user_id.to_string())),

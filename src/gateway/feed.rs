@@ -47,23 +47,19 @@ pub(super) struct Feed {
     place: Place,
 }
 
+/// The input of a request without a body.
+pub(super) fn empty(session: &Session, limit: BodyLimit, place: Place) -> Input {
+    Feed::new(limit, place).whole(Bytes::new(), body::announced(session))
+}
+
 /// Reads a small body, or the beginning of a large one.
 pub(super) async fn open(
     session: &mut Session,
     limit: BodyLimit,
     place: Place,
 ) -> Result<Input, Stop> {
-    let mut feed = Feed {
-        writer: None,
-        limit,
-        received_bytes: 0,
-        left: limit.timeout,
-        place,
-    };
+    let mut feed = Feed::new(limit, place);
     let announced = body::announced(session);
-    if session.as_downstream_mut().is_body_empty() {
-        return Ok(feed.whole(Bytes::new(), announced));
-    }
     limit.check_announced(session)?;
     // Each wait is bounded here; Pingora's own timeout must not come first.
     session.set_read_timeout(Some(limit.timeout + Duration::from_secs(1)));
@@ -106,6 +102,16 @@ pub(super) async fn open(
 }
 
 impl Feed {
+    fn new(limit: BodyLimit, place: Place) -> Feed {
+        Feed {
+            writer: None,
+            limit,
+            received_bytes: 0,
+            left: limit.timeout,
+            place,
+        }
+    }
+
     fn whole(self, bytes: Bytes, length: Option<u64>) -> Input {
         Input {
             stdin: Stdin::Bytes(bytes),

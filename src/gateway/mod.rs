@@ -226,7 +226,7 @@ impl Gateway {
                     module: Arc::clone(module),
                     files: files.clone(),
                 };
-                Box::pin(self.execute(session, ctx, &route.limits, program)).await?;
+                self.execute(session, ctx, &route.limits, program).await?;
             }
             (Target::Proxy(proxy), Service::Upstreams(group)) => {
                 self.prepare_proxy(session, ctx, proxy)?;

@@ -38,7 +38,7 @@ const REPEAT: Duration = Duration::from_millis(1);
 const NEVER: u64 = u64::MAX;
 /// How often the watchdog looks while there are runs with [`Slack::Tick`], and how much later than
 /// asked it may stop them.
-const TICK: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_millis(2);
 
 /// How exactly a run's deadline is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

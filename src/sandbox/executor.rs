@@ -224,7 +224,7 @@ impl Executor {
         };
         let all_there = matches!(guest.call.stdin, Stdin::Bytes(_));
         if !all_there || !module.pace().may_borrow() {
-            return self.queue(guest, share).await;
+            return Box::pin(self.queue(guest, share)).await;
         }
         match borrow(guest) {
             Ran::Ended(outcome) => {
@@ -239,7 +239,8 @@ impl Executor {
             Ran::Postponed(guest, spent) => {
                 module.pace().overran();
                 metrics().guests_postponed.inc();
-                let mut outcome = self.queue(guest, share).await?;
+                // Boxed: a guest that ends at once would be copied with the room for all of that.
+                let mut outcome = Box::pin(self.queue(guest, share)).await?;
                 outcome.usage.cpu += spent;
                 Ok(outcome)
             }

@@ -18,7 +18,7 @@ pub use read::{Filter, GroupBy, PAGE_ROWS_MAX, Total};
 pub use upkeep::Step;
 
 /// Most rows of one [`super::Store::usage_write`].
-pub const BATCH_ROWS_MAX: usize = 1_000;
+pub const BATCH_ROWS_MAX: usize = 1_024;
 
 /// Most that one row may say it used, in microseconds or bytes: no guest comes near, and sums of many rows
 /// still fit a column.

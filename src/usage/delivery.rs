@@ -44,7 +44,8 @@ struct Progress {
 }
 
 impl Recorder {
-    /// Delivers all that is in the journal now; returns how many rows were new to the database.
+    /// Delivers all that is in the journal now; returns how many rows were new to the database. What comes
+    /// in meanwhile waits for the next time: to go on would be to deliver it in ever smaller batches.
     ///
     /// # Errors
     /// When the database does not take them; they stay in the journal.
@@ -55,6 +56,7 @@ impl Recorder {
             if batch.is_empty() {
                 return Ok(written);
             }
+            let is_last = batch.executions.len() < BATCH_ROWS_MAX;
             metrics().usage.oldest_seconds.set(batch.age_seconds());
             let new = write(store, &batch.executions).await?;
             written += new;
@@ -70,6 +72,9 @@ impl Recorder {
             self.on_disk(|recorder| recorder.inner.journal.delivered(batch))
                 .await;
             usage.oldest_seconds.set(0);
+            if is_last {
+                return Ok(written);
+            }
         }
     }
 

@@ -35,8 +35,8 @@ use home::{Found, Home};
 /// of the disk sooner; a new one costs about a hundred microseconds.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 20;
 
-/// Read at a time, in bytes.
-const CHUNK_BYTES: usize = 256 * 1024;
+/// Read at a time, in bytes. What is behind the last record that is wanted was read for nothing.
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Records in one file, at most: ids count them in 16 bits.
 const SEGMENT_RECORDS_MAX: u32 = 1 << 16;

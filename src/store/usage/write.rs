@@ -1,9 +1,12 @@
 //! Rows on their way in, with what they add up to.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use sqlx::{Postgres, QueryBuilder, Sqlite, Transaction};
+use sqlx::error::BoxDynError;
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{Arguments, Postgres, Sqlite, Transaction};
 use uuid::Uuid;
 
 use super::sums::{Count, Days, Sum, Sums};
@@ -133,8 +136,8 @@ fn of_row(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// How many rows go into one statement, the larger number first: each text of a statement is prepared once.
-const SQLITE_CHUNKS: [usize; 3] = [128, 16, 1];
+/// How many rows go into one statement, the larger number first, and one last.
+const SQLITE_CHUNKS: [usize; 4] = [512, 64, 8, 1];
 
 /// Writes rows of which none is there yet, as they are unless a gateway died; `false` when one is. What was
 /// written until then has to be taken back. One statement for each row would cost two changes of threads for each.
@@ -143,9 +146,9 @@ async fn sqlite_new_rows(
     executions: &[Execution],
 ) -> Result<bool, StoreError> {
     let mut left = executions;
-    for size in SQLITE_CHUNKS {
+    for (size, insert) in SQLITE_CHUNKS.into_iter().zip(SQLITE_INSERTS.iter()) {
         while let Some((chunk, rest)) = left.split_at_checked(size) {
-            if sqlite_insert(transaction, chunk).await? < size as u64 {
+            if sqlite_insert(transaction, insert, chunk).await? < size as u64 {
                 return Ok(false);
             }
             left = rest;
@@ -160,44 +163,80 @@ async fn sqlite_rows(
     executions: &[Execution],
 ) -> Result<Sums, StoreError> {
     let mut sums = Sums::default();
+    let [.., insert] = &*SQLITE_INSERTS;
     for row in executions {
-        if sqlite_insert(transaction, std::slice::from_ref(row)).await? > 0 {
+        if sqlite_insert(transaction, insert, std::slice::from_ref(row)).await? > 0 {
             sums.add(row);
         }
     }
     Ok(sums)
 }
 
-/// Writes those of the rows that are not there yet, by one statement; returns how many those are.
+/// The statements that write so many rows as [`SQLITE_CHUNKS`] says. Their text is made once: it is longer than
+/// what the rows hold.
+static SQLITE_INSERTS: LazyLock<[String; SQLITE_CHUNKS.len()]> = LazyLock::new(|| {
+    SQLITE_CHUNKS.map(|rows| {
+        let row = format!("({})", ["?"; SQLITE_COLUMNS.len()].join(", "));
+        format!(
+            "INSERT INTO usage ({}) VALUES {} ON CONFLICT (id) DO NOTHING",
+            SQLITE_COLUMNS.join(", "),
+            vec![row; rows].join(", ")
+        )
+    })
+});
+
+const SQLITE_COLUMNS: [&str; 15] = [
+    "id",
+    "at",
+    "user_id",
+    "key_id",
+    "module",
+    "module_id",
+    "route",
+    "status",
+    "wall_us",
+    "cpu_us",
+    "memory_peak_bytes",
+    "bytes_in",
+    "bytes_out",
+    "request_id",
+    "exact_status",
+];
+
+/// Writes those of the rows that are not there yet, by one of the [`SQLITE_INSERTS`]; returns how many those are.
 async fn sqlite_insert(
     transaction: &mut Transaction<'_, Sqlite>,
+    insert: &'static str,
     rows: &[Execution],
 ) -> Result<u64, StoreError> {
-    let mut insert = QueryBuilder::<Sqlite>::new(
-        "INSERT INTO usage (id, at, user_id, key_id, module, module_id, route, status, wall_us, \
-         cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id, exact_status) ",
-    );
-    insert.push_values(rows, |mut values, row| {
-        values
-            .push_bind(row.id)
-            .push_bind(Stamp::from(row.at))
-            .push_bind(row.caller.map(|caller| caller.user_id))
-            .push_bind(row.caller.map(|caller| caller.key_id))
-            .push_bind(row.module)
-            .push_bind(row.module_id)
-            .push_bind(row.route.as_deref())
-            .push_bind(row.status.before())
-            .push_bind(used(row.wall_us))
-            .push_bind(used(row.cpu_us))
-            .push_bind(used(row.memory_peak_bytes))
-            .push_bind(used(row.bytes_in))
-            .push_bind(used(row.bytes_out))
-            .push_bind(&row.request_id)
-            .push_bind(row.status.exact());
-    });
-    insert.push(" ON CONFLICT (id) DO NOTHING");
-    let done = insert.build().execute(&mut **transaction).await;
+    let mut values = SqliteArguments::default();
+    values.reserve(rows.len() * SQLITE_COLUMNS.len(), 0);
+    for row in rows {
+        bind(&mut values, row).map_err(sqlx::Error::Encode)?;
+    }
+    let done = sqlx::query_with(insert, values)
+        .execute(&mut **transaction)
+        .await;
     Ok(done.map_err(of_row)?.rows_affected())
+}
+
+/// The values of a row, in the order of [`SQLITE_COLUMNS`].
+fn bind(values: &mut SqliteArguments, row: &Execution) -> Result<(), BoxDynError> {
+    values.add(row.id)?;
+    values.add(Stamp::from(row.at))?;
+    values.add(row.caller.map(|caller| caller.user_id))?;
+    values.add(row.caller.map(|caller| caller.key_id))?;
+    values.add(row.module)?;
+    values.add(row.module_id)?;
+    values.add(row.route.as_deref())?;
+    values.add(row.status.before())?;
+    values.add(used(row.wall_us))?;
+    values.add(used(row.cpu_us))?;
+    values.add(used(row.memory_peak_bytes))?;
+    values.add(used(row.bytes_in))?;
+    values.add(used(row.bytes_out))?;
+    values.add(row.request_id.as_str())?;
+    values.add(row.status.exact())
 }
 
 async fn sqlite_days(
