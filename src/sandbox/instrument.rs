@@ -1,9 +1,10 @@
 //! What is added to a guest's code when it is compiled.
 //!
 //! 1. **Stop polls.** A hidden global tells the guest to stop. It is looked at after every
-//!    operator and import that may spend long outside the guest's own code, where the deadline's
-//!    signal may not strike (see [`super::deadline`]). Where there is no such signal, every loop
-//!    and function looks too.
+//!    operator and import that runs outside the guest's own code, where the deadline's signal may
+//!    not strike (see [`super::deadline`]); also after those that take no time, as a loop of nothing
+//!    else is hardly ever in its own code. Where there is no such signal, every loop and function
+//!    looks too.
 //! 2. **Bounds checks of bulk operators.** Wasmer reports their failures from Rust code that runs
 //!    on the guest's stack, allocates there, and takes locks. A guest that is close to the end of
 //!    its stack could make that code fault inside the allocator, and the process would hang. So
@@ -215,7 +216,7 @@ impl Plan {
             code.before(start, end);
             let poll = match &operator {
                 Operator::Call { function_index } => *function_index < self.imported_functions,
-                Operator::MemoryGrow { .. } | Operator::TableGrow { .. } => true,
+                operator if is_call_of_the_host(operator) => true,
                 other => self.bulk.check(other, &mut code, |code| self.poll(code)),
             };
             code.behind();
@@ -261,6 +262,20 @@ impl Plan {
         ]);
         self.poll(code);
     }
+}
+
+/// Whether the compilers make a call into Wasmer of an operator. Those of bulk operators are in [`Bulk`].
+fn is_call_of_the_host(operator: &Operator<'_>) -> bool {
+    matches!(
+        operator,
+        Operator::MemoryGrow { .. }
+            | Operator::MemorySize { .. }
+            | Operator::TableGrow { .. }
+            | Operator::TableSize { .. }
+            | Operator::RefFunc { .. }
+            | Operator::DataDrop { .. }
+            | Operator::ElemDrop { .. }
+    )
 }
 
 /// A position in a body, which begins at zero.

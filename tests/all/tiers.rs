@@ -6,8 +6,8 @@ use crate::support::gateway::{Gateway, gateway, workdir};
 use crate::usage::get;
 
 /// Says `out` and `err`, and then does what its input's first byte says: writes 100 KiB to standard output
-/// or 1 KiB to standard error, calls itself 6,000 times, has its table grow by 1,000 and fails if it does
-/// not, or returns.
+/// or 1 KiB to standard error, calls itself 6,000 times, has its table grow by 1,000 or its memory by 4 MiB
+/// and fails if it does not, spins, or returns.
 const GUEST: &str = r#"(module
     (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
@@ -34,13 +34,17 @@ const GUEST: &str = r#"(module
         (if (i32.eq (local.get 0) (i32.const 115)) (then (drop (call $down (i32.const 6000)))))
         (if (i32.eq (local.get 0) (i32.const 116)) (then
             (if (i32.eq (table.grow (ref.null func) (i32.const 1000)) (i32.const -1))
-                (then unreachable))))))"#;
+                (then unreachable))))
+        (if (i32.eq (local.get 0) (i32.const 109)) (then
+            (if (i32.eq (memory.grow (i32.const 64)) (i32.const -1)) (then unreachable))))
+        (if (i32.eq (local.get 0) (i32.const 108)) (then (loop (br 0))))))"#;
 
 /// What the guest is told, what it is ended with where that is too much, and the word of the limit.
-const LIMITS: [(&str, &str, &str); 3] = [
+const LIMITS: [(&str, &str, &str); 4] = [
     ("o", "output_limit_exceeded", "output"),
     ("s", "stack_limit_exceeded", "stack"),
     ("t", "table_limit_exceeded", "table"),
+    ("m", "memory_limit_exceeded", "memory"),
 ];
 
 /// The tier that has little, in a gateway where the others have what the sandbox gives.
@@ -52,6 +56,7 @@ fn little(tier: &str) -> Gateway {
         .set(&format!("tiers.{tier}.stderr_max"), json!(100))
         .set(&format!("tiers.{tier}.stack_size"), json!("64KiB"))
         .set(&format!("tiers.{tier}.table_elements_max"), json!(1_000))
+        .set(&format!("tiers.{tier}.memory_max"), json!("2MiB"))
         .set("tiers.free.per_minute", json!("unlimited"))
         .set("tiers.free.per_day", json!("unlimited"))
         .route(json!({
@@ -167,7 +172,7 @@ async fn has_enough(caller: &Caller<'_>, stored: &str) {
 }
 
 #[tokio::test]
-async fn each_tier_has_its_own_output_stack_and_tables() {
+async fn each_tier_has_its_own_memory_output_stack_and_tables() {
     let gateway = little("enterprise");
     let enterprise = admin(&gateway);
     let basic = enterprise.with_tier("basic").await;
@@ -203,7 +208,8 @@ async fn the_free_tier_has_no_more_than_the_sandbox_gives_and_a_higher_one_does(
         .set("sandbox.stdout_max", json!("64KiB"))
         .set("sandbox.stderr_max", json!(100))
         .set("sandbox.stack_size", json!("64KiB"))
-        .set("sandbox.table_elements_max", json!(1_000));
+        .set("sandbox.table_elements_max", json!(1_000))
+        .set("sandbox.memory_max", json!("2MiB"));
     let gateway = ["free", "enterprise"]
         .into_iter()
         .fold(gateway, |gateway, tier| {
@@ -249,4 +255,39 @@ async fn a_table_over_the_tiers_limit_from_the_start_ends_the_guest_before_it_ru
         assert_eq!(receipt["code"], "table_limit_exceeded");
         assert_eq!(receipt["output"], Value::Null);
     }
+}
+
+#[tokio::test]
+async fn each_tier_has_its_own_time() {
+    let gateway = gateway()
+        .set("tiers.basic.execution_timeout", json!("200ms"))
+        .set("tiers.pro.execution_timeout", json!("1h"))
+        .start();
+    let enterprise = admin(&gateway);
+    let (basic, pro) = (
+        enterprise.with_tier("basic").await,
+        enterprise.with_tier("pro").await,
+    );
+    let stored = enterprise.upload().await;
+    let patient = pro.execute(&stored, "l");
+    let hurried = async {
+        gateway.guests_running(1).await;
+        for _ in 0..2 {
+            for (status, receipt) in basic.execute(&stored, "l").await {
+                assert_eq!(status, 422, "{receipt}");
+                assert_eq!(receipt["code"], "time_limit_exceeded");
+                assert_eq!(
+                    (&receipt["limit"], &receipt["output"]),
+                    (&json!("time"), &json!("out"))
+                );
+                assert_eq!(receipt["stderr"], "err");
+            }
+        }
+    };
+    tokio::select! {
+        _ = patient => panic!("an hour is over"),
+        () = hurried => {}
+    }
+    // Nor did those of the other tier end the guest that has its hour.
+    gateway.guests_running(0).await;
 }

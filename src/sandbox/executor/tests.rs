@@ -257,6 +257,68 @@ async fn what_takes_longer_starts_again_on_a_thread_of_its_own_and_says_nothing_
 }
 
 #[tokio::test]
+async fn what_a_guest_did_in_its_slice_is_undone_when_it_starts_again() {
+    // Says what is not as at the start, reads all of its input, says it twice, lets go of it, and has not
+    // done so when it comes back. The memory that it looks at is the one that it writes to.
+    let text = "(module
+        (import \"wasi_snapshot_preview1\" \"fd_read\" (func $read (param i32 i32 i32 i32) (result i32)))
+        (import \"wasi_snapshot_preview1\" \"fd_write\" (func $write (param i32 i32 i32 i32) (result i32)))
+        (import \"wasi_snapshot_preview1\" \"fd_close\" (func $close (param i32) (result i32)))
+        (import \"wasi_snapshot_preview1\" \"proc_exit\" (func $exit (param i32)))
+        (import \"wasi_snapshot_preview1\" \"poll_oneoff\" (func $poll (param i32 i32 i32 i32) (result i32)))
+        (memory (export \"memory\") 1) (global $g (mut i32) (i32.const 7))
+        (data (i32.const 0) \"\\e8\\03\\00\\00\\64\\00\\00\\00\")
+        (func $say (param i32) (drop (call $write (local.get 0) (i32.const 0) (i32.const 1) (i32.const 8))))
+        (func $long (local $i i32)
+          (loop $again
+            (local.set $i (i32.add (local.get $i) (i32.const 1)))
+            (br_if $again (i32.lt_u (local.get $i) (i32.const 100000000)))))
+        (func $sleep
+          (i64.store (i32.const 124) (i64.const 20000000))
+          (drop (call $poll (i32.const 100) (i32.const 200) (i32.const 1) (i32.const 300))))
+        (func (export \"_start\")
+          (if (i32.ne (global.get $g) (i32.const 7)) (then (call $exit (i32.const 40))))
+          (if (i32.load (i32.const 2000)) (then (call $exit (i32.const 41))))
+          (if (i32.ne (memory.size) (i32.const 1)) (then (call $exit (i32.const 42))))
+          (global.set $g (i32.const 8))
+          (i32.store (i32.const 2000) (i32.const 1))
+          (drop (memory.grow (i32.const 1)))
+          (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+          (i32.store (i32.const 4) (i32.load (i32.const 8)))
+          (call $say (i32.const 1)) (call $say (i32.const 2))
+          (drop (call $close (i32.const 0)))
+          (WAIT)
+          (if (i32.ne (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)) (i32.const 8))
+            (then (call $exit (i32.const 43))))))";
+    for wait in ["call $long", "call $sleep"] {
+        for piped in [false, true] {
+            let executor = executor(1, 5, Duration::from_secs(60));
+            // A new one each time, so that it is not known for slow.
+            let module = prepare_here(&text.replace("WAIT", wait));
+            let (writer, mut reader) = pipe(100);
+            let mut call = call(if piped {
+                Stdout::Pipe(writer)
+            } else {
+                Stdout::Collect
+            });
+            call.stdin = bytes::Bytes::from_static(b"all of it").into();
+            call.limits.stderr_bytes_max = 100;
+            let outcome = executor.run(module, call).await.unwrap();
+            assert_eq!(outcome.end, End::Exit(0), "{wait}");
+            assert_eq!(outcome.stderr, b"all of it", "{wait}");
+            if piped {
+                assert_eq!(reader.read().await.as_deref(), Some(&b"all of it"[..]));
+                assert_eq!(reader.read().await, None);
+            } else {
+                assert_eq!(outcome.stdout, b"all of it");
+            }
+            // It did not end in its slice.
+            assert_eq!(executor.shared.lock().threads, 1);
+        }
+    }
+}
+
+#[tokio::test]
 async fn more_output_than_is_held_back_streams_from_a_thread_of_its_own() {
     let executor = executor(1, 5, Duration::from_secs(60));
     let (writer, mut reader) = pipe(1000);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::deadline::{self, Sitting};
-use super::super::engine::{Prepared, prepare_here};
+use super::super::engine::{Compiler, Prepared, prepare_here, prepare_with};
 use super::super::guest::{self, Guest, Place, Ran};
 use super::super::{Call, End, GuestLimits, Outcome, ShareKey, Stdout};
 use super::{Data, Instance};
@@ -23,6 +23,15 @@ fn run(module: &Arc<Prepared>) -> Outcome {
 }
 
 fn run_for(module: &Arc<Prepared>, deadline: Duration) -> Outcome {
+    run_with(module, bytes::Bytes::new(), 64 << 20, deadline)
+}
+
+fn run_with(
+    module: &Arc<Prepared>,
+    stdin: bytes::Bytes,
+    memory_bytes_max: u64,
+    deadline: Duration,
+) -> Outcome {
     deadline::start().unwrap();
     let sitting = Sitting::take().unwrap();
     let guest = Guest {
@@ -30,12 +39,12 @@ fn run_for(module: &Arc<Prepared>, deadline: Duration) -> Outcome {
         call: Call {
             args: Vec::new(),
             env: Vec::new(),
-            stdin: bytes::Bytes::new().into(),
+            stdin: stdin.into(),
             stdout: Stdout::Collect,
             files: None,
             limits: GuestLimits {
                 deadline,
-                memory_bytes_max: 64 << 20,
+                memory_bytes_max,
                 stdout_bytes_max: 1 << 20,
                 stderr_bytes_max: 0,
                 stack_bytes_max: 1 << 20,
@@ -148,6 +157,90 @@ fn after_a_kill_or_a_full_stack_the_instance_is_thrown_away() {
     let module = prepare_here("(module (func $f (call $f)) (func (export \"_start\") (call $f)))");
     assert_eq!(run(&module).end, End::StackLimit);
     assert_eq!(idle(&module), 0);
+}
+
+/// Input that makes the host function panic that lets go of it.
+struct Explosive;
+
+impl AsRef<[u8]> for Explosive {
+    fn as_ref(&self) -> &[u8] {
+        b"boom"
+    }
+}
+
+impl Drop for Explosive {
+    fn drop(&mut self) {
+        panic!("the input explodes");
+    }
+}
+
+#[test]
+fn a_panic_of_a_host_function_ends_its_guest_and_is_seen_by_no_other() {
+    let text = "(module
+        (import \"wasi_snapshot_preview1\" \"fd_close\" (func $close (param i32) (result i32)))
+        (memory (export \"memory\") 1) (global $g (mut i32) (i32.const 7))
+        (func $deep (param i32)
+          (if (local.get 0) (then (call $deep (i32.sub (local.get 0) (i32.const 1))))
+                            (else (drop (call $close (i32.const 0)))))
+          (i32.store (i32.const 8) (local.get 0)))
+        (func (export \"_start\")
+          (if (i32.ne (global.get $g) (i32.const 7)) (then unreachable))
+          (global.set $g (i32.const 8))
+          (memory.fill (i32.const 0) (i32.const 9) (i32.const 65536))
+          (call $deep (i32.const 50))))";
+    let endless = guest("(loop (br 0))");
+    for compiler in [Compiler::Cranelift, Compiler::Singlepass] {
+        let module = prepare_with(text, compiler);
+        for _ in 0..3 {
+            assert_eq!(run(&module).end, End::Exit(0));
+            assert_eq!(idle(&module), 1);
+            let input = bytes::Bytes::from_owner(Explosive);
+            let outcome = run_with(&module, input, 64 << 20, Duration::from_secs(300));
+            let End::HostError(text) = outcome.end else {
+                panic!("{:?}", outcome.end);
+            };
+            assert!(text.contains("the input explodes"), "{text}");
+            assert_eq!(idle(&module), 0);
+        }
+        // The thread is as before: its guests run, and can be stopped.
+        assert_eq!(run(&module).end, End::Exit(0));
+        next_is_like_new(&module);
+        let stopped = run_for(&endless, Duration::from_millis(20));
+        assert_eq!(stopped.end, End::TimeLimit);
+    }
+}
+
+#[test]
+fn limits_and_refusals_are_each_guests_own() {
+    // Grows by thirty pages if its input says so, and exits 1 if it may not, or was not to.
+    let module = prepare_here(
+        "(module
+           (import \"wasi_snapshot_preview1\" \"proc_exit\" (func $exit (param i32)))
+           (import \"wasi_snapshot_preview1\" \"fd_read\"
+             (func $read (param i32 i32 i32 i32) (result i32)))
+           (memory (export \"memory\") 1)
+           (func (export \"_start\")
+             (i32.store (i32.const 0) (i32.const 16)) (i32.store (i32.const 4) (i32.const 1))
+             (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+             (if (i32.eq (i32.load8_u (i32.const 16)) (i32.const 103)) (then
+               (if (i32.ne (memory.grow (i32.const 30)) (i32.const -1)) (then return))))
+             (call $exit (i32.const 1))))",
+    );
+    let end = |input: &'static str, pages: u64| {
+        let stdin = bytes::Bytes::from_static(input.as_bytes());
+        let outcome = run_with(&module, stdin, pages << 16, Duration::from_secs(300));
+        // It is the same instance all the time.
+        assert_eq!(idle(&module), 1);
+        (outcome.end, outcome.usage.memory_peak_bytes >> 16)
+    };
+    for _ in 0..3 {
+        assert_eq!(end("grow", 1000), (End::Exit(0), 31));
+        assert_eq!(end("grow", 4), (End::MemoryLimit, 1));
+        assert_eq!(end("none", 4), (End::Exit(1), 1));
+        assert_eq!(end("grow", 31), (End::Exit(0), 31));
+        assert_eq!(end("grow", 30), (End::MemoryLimit, 1));
+        assert_eq!(end("none", 1000), (End::Exit(1), 1));
+    }
 }
 
 #[test]

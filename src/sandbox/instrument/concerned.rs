@@ -23,6 +23,7 @@ macro_rules! look {
     ($seen:expr, mvp Loop $fields:tt) => { look!(@ $seen, Loop $fields) };
     ($seen:expr, mvp Call $fields:tt) => { look!(@ $seen, Call $fields) };
     ($seen:expr, mvp MemoryGrow $fields:tt) => { look!(@ $seen, MemoryGrow $fields) };
+    ($seen:expr, mvp MemorySize $fields:tt) => { look!(@ $seen, MemorySize $fields) };
     ($seen:expr, mvp $($other:tt)*) => {};
     ($seen:expr, sign_extension $($other:tt)*) => {};
     ($seen:expr, saturating_float_to_int $($other:tt)*) => {};

@@ -17,6 +17,7 @@
 //! | `/etc/passwd` through every descriptor | `host` |
 //! | WASIX imports, unknown imports | `modules` |
 //! | component-model and truncated binaries | `modules` |
+//! | code of the wrong types, indices of nothing | `modules` |
 //! | sections and vectors that claim 4 GiB | `modules` |
 //! | exported and imported names with control characters | `modules` |
 //! | 1,000,000 functions, 50,000 locals, one function of 7 MB, 50,000 nested blocks | `modules` |

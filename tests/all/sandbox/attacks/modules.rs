@@ -216,6 +216,58 @@ attacks! {
         custom_sections(1_000, 9_990),
         custom_sections(1_400_000, 5),
     ];
+    /// What no tool would make: a compiler that got these would make code that obeys no rule.
+    code_of_the_wrong_types => Invalid("the module is not valid here"), [
+        "(drop (i32.add (i64.const 1) (i32.const 2)))",
+        "(i32.const 1)",
+        "drop",
+        "(i32.store (f64.const 0) (i32.const 1))",
+        "(drop (i32.load (i64.const 0x7fffffffffff)))",
+        "(drop (i32.load align=8 (i32.const 0)))",
+        "(drop (block (result i64) (i32.const 1)))",
+        "(if (i64.const 1) (then nop))",
+        "(loop (br 7))",
+        "(drop (block (result i64) (br 0 (i32.const 1))))",
+        "(br_table 0 9 (i32.const 0))",
+        "(local.set 5 (i32.const 1))",
+        "(local i32) (local.set 0 (i64.const -1))",
+        "(global.set 3 (i32.const 1))",
+        "(call 99)",
+        "(call $exit (i64.const 1))",
+        "(call_indirect (i32.const 0))",
+        "(drop (table.get 0 (i32.const 0)))",
+        "(memory.init 4 (i32.const 0) (i32.const 0) (i32.const 1))",
+        "(data.drop 0)",
+        "(elem.drop 0)",
+        "(drop (ref.func $write))",
+        "(drop (select (i32.const 0) (i64.const 0) (i32.const 1)))",
+        "(unreachable) (drop (i32.add (i64.const 1) (i32.const 2)))",
+        "(return (i32.const 3)) (i64.eqz)",
+        "(drop (v128.const i64x2 0 0)) (i8x16.add)",
+    ]
+    .map(body)
+    .into();
+    /// References to what is not there, outside of code.
+    indices_of_nothing => Invalid("the module is not valid here"), [
+        "(start 7)",
+        "(start $takes) (func $takes (param i32))",
+        "(export \"it\" (func 9))",
+        "(table 1 funcref) (elem (i32.const 0) 9)",
+        "(elem (i32.const 0) 0)",
+        "(table 1 funcref) (elem (i64.const 0) 0)",
+        "(data (i32.const 0) \"x\")",
+        "(memory 1) (data (f32.const 0) \"x\")",
+        "(memory 1) (data (global.get 0) \"x\") (global (mut i32) (i32.const 0))",
+        "(global i32 (global.get 5))",
+        "(global i64 (i32.const 5))",
+        "(memory 65537)",
+        "(memory 3 2)",
+        "(table 3 2 funcref)",
+        "(export \"twice\" (func 0)) (export \"twice\" (func 0))",
+        "(func (type 8))",
+    ]
+    .map(|fields| module(fields, ""))
+    .into();
     shared_and_wide_memories => Invalid("the module's memory is"), vec![
         module("(memory 1 2 shared)", ""),
         module("(memory i64 1)", ""),

@@ -65,6 +65,7 @@ attacks! {
         "(loop (table.init $e (i32.const 0) (i32.const 0) (i32.const 2)) (br 0))",
         "(loop (table.set (i32.const 0) (table.get (i32.const 1))) (br 0))",
         "(loop (data.drop $p) (elem.drop $e) (br 0))",
+        "(loop (drop (memory.size)) (drop (table.size)) (drop (ref.func $f)) (br 0))",
     ]
     .map(|body| {
         module("(memory 1) (table 10 funcref) (data $p \"12345678\") (elem $e func $f $f) (func $f)", body)
