@@ -11,6 +11,7 @@ prints, for each figure, the median over the rounds with the least and the great
 
   route      requests per second: `execute` with a guest that does nothing, and with the echo command,
              beside `respond`; HTTP/1.1, keep-alive; the gateway on one core, wrk on another
+  poll       the same with a wrk that never sleeps, so that no answer has to wake it
   h2         the same over HTTP/2, with h2load
   upload     a never-seen module of 340 KiB each time: from upload to the guest's output
   again      the same bytes each time, beside a stored module with as large a body
@@ -44,12 +45,12 @@ while [ "$#" -gt 0 ]; do
     --seconds) seconds=$2; shift ;;
     --profile) profile=$2; shift ;;
     --lines) lines=$(realpath -m "$2"); shift ;;
-    route | h2 | upload | again | kill | crowd) parts+=("$1") ;;
+    route | poll | h2 | upload | again | kill | crowd) parts+=("$1") ;;
     *) usage >&2; exit 2 ;;
   esac
   shift
 done
-[ "${#parts[@]}" -gt 0 ] || parts=(route h2 upload again kill crowd)
+[ "${#parts[@]}" -gt 0 ] || parts=(route poll h2 upload again kill crowd)
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 for tool in wrk h2load taskset chrt curl; do
@@ -71,6 +72,7 @@ trap finish EXIT
 : >"$lines"
 
 scripts/bench_guests.sh "$work/guests"
+"${CC:-clang}" -O2 -Wall -Wextra -Werror -shared -fPIC -o "$work/poll.so" benches/support/poll.c
 cargo bench --locked --no-run --profile "$profile" --bench https 2>"$work/build" || { cat "$work/build" >&2; exit 1; }
 client=$(sed -n 's/.*Executable.*https.*(\(.*\))$/\1/p' "$work/build")
 # Beside the directory of the benchmarks.
@@ -139,9 +141,13 @@ measure() {
 priority=()
 
 wrk_rate() {
-  taskset -c 1 wrk -t1 -c16 "-d${1}s" "$BASE/bench/$2" >"$work/wrk"
+  taskset -c 1 env "LD_PRELOAD=${3:-}" wrk -t1 -c16 "-d${1}s" "$BASE/bench/$2" >"$work/wrk"
   if grep -Eq 'Non-2xx|Socket errors' "$work/wrk"; then cat "$work/wrk" >&2; exit 1; fi
   awk '/^Requests\/sec/ { print $2 }' "$work/wrk"
+}
+
+poll_rate() {
+  wrk_rate "$1" "$2" "$work/poll.so"
 }
 
 h2_rate() {
@@ -166,6 +172,7 @@ for ((round = 1; round <= rounds; round++)); do
     echo "round $round of $rounds: $part" >&2
     case "$part" in
       route) rates "$round" wrk ;;
+      poll) rates "$round" poll ;;
       h2) rates "$round" h2 ;;
       upload)
         start auto
@@ -195,7 +202,7 @@ for ((round = 1; round <= rounds; round++)); do
 done
 
 ratios=
-for tool in wrk h2; do
+for tool in wrk poll h2; do
   for name in tiny echo; do
     ratios+="$tool: $name to respond|$tool $name|$tool respond;"
   done

@@ -350,6 +350,7 @@ impl Shared {
                 Ok(Flown::Again(lane)) => airborne.next = Some(lane),
                 Ok(Flown::Gone) => {}
                 Err(_) => {
+                    self.is_hopeful.store(false, Ordering::Relaxed);
                     let error = ModuleError::Internal("the check panicked".into());
                     self.land(&flight, Err(error));
                 }

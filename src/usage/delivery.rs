@@ -30,17 +30,13 @@ pub struct Delivery {
     pub sync_interval: Option<Duration>,
 }
 
-/// When what was done last, and how it went.
+/// How delivering goes.
 struct Progress {
     /// What the database said last.
     failing: bool,
     /// How long it is left alone.
     pause: Duration,
-    next: Instant,
     adopt: Instant,
-    sync: Instant,
-    /// Why the journal takes no records.
-    trouble: Option<&'static str>,
 }
 
 impl Recorder {
@@ -108,47 +104,52 @@ impl Delivery {
 
     /// Delivers until `stopped`, and then what is left, for as long as a stop may wait for it.
     pub async fn run(self, mut stopped: watch::Receiver<bool>) {
-        let now = Instant::now();
-        let mut progress = Progress {
-            failing: false,
-            pause: Duration::ZERO,
-            next: now,
-            adopt: now,
-            sync: now,
-            trouble: None,
-        };
-        loop {
-            self.step(&mut progress).await;
-            tokio::select! {
-                () = tokio::time::sleep(EVERY) => {}
-                // A sender that is gone is a stop too.
-                _ = stopped.wait_for(|stopped| *stopped) => break,
-            }
+        // The journal is looked after also while a delivery takes long, or waits for a database that hangs.
+        let work = async { tokio::join!(self.keep_delivering(), self.keep_watch()) };
+        tokio::select! {
+            _ = work => {}
+            // A sender that is gone is a stop too. What is cut off in the middle is delivered again.
+            _ = stopped.wait_for(|stopped| *stopped) => {}
         }
         self.finish().await;
     }
 
-    async fn step(&self, progress: &mut Progress) {
-        let now = Instant::now();
-        if now >= progress.adopt {
-            progress.adopt = now + ADOPT_EVERY;
-            let adopted = self.recorder.on_disk(|r| r.inner.journal.adopt()).await;
-            if let Some(Err(error)) = adopted {
-                tracing::warn!(%error, "journals of gateways that are gone can't be looked for");
+    async fn keep_delivering(&self) {
+        let mut progress = Progress {
+            failing: false,
+            pause: Duration::ZERO,
+            adopt: Instant::now(),
+        };
+        loop {
+            let now = Instant::now();
+            if now >= progress.adopt {
+                progress.adopt = now + ADOPT_EVERY;
+                let adopted = self.recorder.on_disk(|r| r.inner.journal.adopt()).await;
+                if let Some(Err(error)) = adopted {
+                    tracing::warn!(%error, "journals of gateways that are gone can't be looked for");
+                }
             }
+            self.deliver(&mut progress).await;
+            tokio::time::sleep(progress.pause.max(EVERY)).await;
         }
-        if let Some(interval) = self.sync_interval
-            && now >= progress.sync
-        {
-            progress.sync = now + interval;
-            if let Some(Err(error)) = self.recorder.on_disk(|r| r.inner.journal.sync()).await {
-                tracing::error!(%error, "the usage journal can't be written to the disk for sure");
+    }
+
+    async fn keep_watch(&self) {
+        let mut sync = Instant::now();
+        let mut trouble = None;
+        loop {
+            let now = Instant::now();
+            if let Some(interval) = self.sync_interval
+                && now >= sync
+            {
+                sync = now + interval;
+                if let Some(Err(error)) = self.recorder.on_disk(|r| r.inner.journal.sync()).await {
+                    tracing::error!(%error, "the usage journal can't be written to the disk for sure");
+                }
             }
+            self.tell(&mut trouble).await;
+            tokio::time::sleep(EVERY).await;
         }
-        if now >= progress.next {
-            self.deliver(progress).await;
-        }
-        self.tell(progress).await;
     }
 
     async fn deliver(&self, progress: &mut Progress) {
@@ -168,11 +169,11 @@ impl Delivery {
                 progress.pause = (progress.pause * 2).clamp(EVERY, PAUSE_MAX);
             }
         }
-        progress.next = Instant::now() + progress.pause;
     }
 
-    /// Says how the journal is: to metrics, health and, when it changes, the log.
-    async fn tell(&self, progress: &mut Progress) {
+    /// Says how the journal is: to metrics, health and, when it changes, the log. `told` is why the journal takes no
+    /// records, as said before.
+    async fn tell(&self, told: &mut Option<&'static str>) {
         let inner = &self.recorder.inner;
         if inner.failing.load(Ordering::Relaxed) {
             let probed = self.recorder.on_disk(|r| r.inner.journal.probe()).await;
@@ -193,13 +194,13 @@ impl Delivery {
         };
         usage.refusing.set(i64::from(trouble.is_some()));
         match trouble {
-            Some(trouble) if progress.trouble != Some(trouble) => {
+            Some(trouble) if *told != Some(trouble) => {
                 tracing::error!(trouble, policy = ?inner.when_full, "executions can't be recorded");
             }
-            None if progress.trouble.is_some() => tracing::info!("executions are recorded again"),
+            None if told.is_some() => tracing::info!("executions are recorded again"),
             Some(_) | None => {}
         }
-        progress.trouble = trouble;
+        *told = trouble;
         // Where records may be lost, a gateway that loses them goes on serving: nobody must think it can't.
         let unhealthy = trouble.filter(|_| inner.when_full == WhenFull::Refuse);
         let found = unhealthy.map_or(Ok(()), |trouble| {

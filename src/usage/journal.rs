@@ -208,7 +208,8 @@ impl Journal {
             segment
                 .rows_delivered
                 .fetch_add(mark.rows, Ordering::Relaxed);
-            segment.delivered.store(mark.to, Ordering::Release);
+            // Never back: one who was stopped in the middle may be late.
+            segment.delivered.fetch_max(mark.to, Ordering::AcqRel);
         }
         self.delete_delivered();
     }
@@ -432,11 +433,32 @@ impl Segment {
             return Ok(());
         }
         let before = batch.executions.len();
+        let begun = at;
+        let read = self.read_rows(&mut at, end, rows_max, batch);
+        // Also of what was read before a failure: it would be in every batch, for ever.
+        if read.is_ok() || at > begun {
+            batch.marks.push(Mark {
+                segment: Arc::clone(self),
+                to: at,
+                rows: (batch.executions.len() - before) as u64,
+            });
+        }
+        read
+    }
+
+    /// Adds the records from `at` on, which moves behind them.
+    fn read_rows(
+        &self,
+        at: &mut u64,
+        end: u64,
+        rows_max: usize,
+        batch: &mut Batch,
+    ) -> io::Result<()> {
         let file = open(&self.path)?;
-        let mut chunk = vec![0; CHUNK_BYTES.min((end - at) as usize)];
-        while at < end && batch.executions.len() < rows_max {
-            let bytes = chunk.len().min((end - at) as usize);
-            let (bytes, is_end) = read_at(&file, &mut chunk[..bytes], at, end)?;
+        let mut chunk = vec![0; CHUNK_BYTES.min((end - *at) as usize)];
+        while *at < end && batch.executions.len() < rows_max {
+            let bytes = chunk.len().min((end - *at) as usize);
+            let (bytes, is_end) = read_at(&file, &mut chunk[..bytes], *at, end)?;
             let scanned = frame::scan(bytes, is_end, |record| {
                 match record::decode(record) {
                     Some(execution) => batch.executions.push(execution),
@@ -445,17 +467,12 @@ impl Segment {
                 batch.executions.len() < rows_max
             });
             batch.damaged_bytes += scanned.damaged as u64;
-            at = match (scanned.used, is_end) {
+            *at = match (scanned.used, is_end) {
                 // The file is shorter than it was: what is missing stays missing.
                 (0, true) => end,
-                (used, _) => at + used as u64,
+                (used, _) => *at + used as u64,
             };
         }
-        batch.marks.push(Mark {
-            segment: Arc::clone(self),
-            to: at,
-            rows: (batch.executions.len() - before) as u64,
-        });
         Ok(())
     }
 }

@@ -1,19 +1,16 @@
 //! What executions used.
 
+mod delivery;
 mod versions;
 
-use std::pin::pin;
-use std::time::Duration;
-
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
-use sqlx::{Connection, PgConnection, SqliteConnection};
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 use wasm_wizard::sandbox::ModuleHash;
 use wasm_wizard::store::usage::{
     BATCH_ROWS_MAX, Caller, Execution, Filter, GroupBy, Status, Step, Total, id,
 };
 use wasm_wizard::store::{Store, StoreError};
-use wasm_wizard::usage::{Entry, Recorder, Retention, Settings, Used, WhenFull};
 
 use super::{Database, contract, module, now, user};
 
@@ -146,52 +143,6 @@ async fn nothing_is_written_twice(database: Database) {
         .collect();
     assert_eq!(store.usage_write(&most).await.unwrap(), most.len() as u64);
     assert_eq!(total(&store).await, 11 + 700 + most.len() as u64);
-}
-
-/// Else a delivery goes on in ever smaller batches, which cost more than their rows.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_while_it_delivers_waits_for_the_next_time() {
-    let database = Database::sqlite();
-    let store = database.migrated().await;
-    let directory = tempfile::tempdir().unwrap();
-    let kept = Duration::from_secs(3600);
-    let recorder = Recorder::open(&Settings {
-        directory: directory.path().join("usage"),
-        bytes_max: 64 << 20,
-        when_full: WhenFull::Refuse,
-        sync_interval: None,
-        retention: Retention {
-            executions: kept,
-            days: kept,
-        },
-    })
-    .unwrap();
-    let record = |count| {
-        for _ in 0..count {
-            let entry = Entry {
-                caller: None,
-                module: None,
-                module_id: None,
-                route: Some("route"),
-                status: Status::Success,
-                used: Used::default(),
-                request_id: "r",
-            };
-            recorder.record(&entry).unwrap();
-        }
-    };
-    record(100);
-    let mut other = SqliteConnection::connect(&database.url).await.unwrap();
-    let lock = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
-    let mut delivering = pin!(recorder.deliver(&store));
-    // It has read what there is, and waits for the lock.
-    let waited = tokio::time::timeout(Duration::from_secs(1), &mut delivering).await;
-    assert!(waited.is_err());
-    record(50);
-    lock.rollback().await.unwrap();
-    assert_eq!(delivering.await.unwrap(), 100);
-    assert_eq!(recorder.deliver(&store).await.unwrap(), 50);
-    assert_eq!(total(&store).await, 150);
 }
 
 async fn modules_count_what_ran(database: Database) {
