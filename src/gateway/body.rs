@@ -90,10 +90,8 @@ pub(super) async fn invite(session: &mut Session) -> Result<(), Box<Error>> {
         .get_header(header::EXPECT)
         .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     if expects {
-        session
-            .as_downstream_mut()
-            .write_continue_response()
-            .await?;
+        let invited = session.as_downstream_mut().write_continue_response().await;
+        invited.map_err(Error::into_down)?;
     }
     Ok(())
 }
@@ -151,7 +149,7 @@ pub(super) async fn gone(session: &mut Session, patience: Duration) -> Box<Error
     loop {
         match session.as_downstream_mut().read_body_or_idle(true).await {
             Ok(_) => {}
-            Err(error) => return error,
+            Err(error) => return error.into_down(),
         }
     }
 }

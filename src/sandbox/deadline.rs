@@ -304,12 +304,13 @@ impl Seat {
         if let Some(thread) = &run.thread
             && !self.under_way.swap(true, Ordering::AcqRel)
         {
-            if !thread.send() {
-                self.under_way.store(false, Ordering::Release);
-            }
+            let is_under_way = thread.send();
             #[cfg(test)]
             {
                 run.signals += 1;
+            }
+            if !is_under_way {
+                self.under_way.store(false, Ordering::Release);
             }
         }
     }

@@ -120,7 +120,8 @@ pub fn init(settings: &Settings) -> Result<LogGuard, LoggingError> {
     Ok(LogGuard { _writing: writing })
 }
 
-/// Libraries speak up only when they warn; Pingora's own line per failed request would repeat ours.
+/// Libraries speak up only when they warn; Pingora's own line per failed request would repeat ours, and rustls warns of what
+/// any client may do.
 fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
     let bad = || LoggingError::Level {
         level: level.to_owned(),
@@ -136,7 +137,7 @@ fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
             return Err(bad());
         }
         format!(
-            "warn,pingora_core=error,pingora_core::apps=off,pingora_proxy=off,h2=error,sqlx=warn,wasm_wizard={level}"
+            "warn,pingora_core=error,pingora_core::apps=off,pingora_proxy=off,h2=error,rustls=error,sqlx=warn,wasm_wizard={level}"
         )
     };
     EnvFilter::builder().parse(given).map_err(|_| bad())

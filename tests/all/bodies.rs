@@ -419,6 +419,35 @@ async fn a_client_that_stalls_or_leaves_stops_its_guest() {
     gateway.guests_running(0).await;
 }
 
+/// Operators are woken up for answers of the class 5xx.
+#[tokio::test]
+async fn a_client_that_leaves_is_no_failure_of_the_gateways() {
+    let spin = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
+    let (builder, _folder) = serving(&[("spin", spin, "command")], json!({}));
+    let gateway = builder.start_plain();
+    let waiting = Connection::post(&gateway, "/spin", "Content-Length: 0").await;
+    gateway.guests_running(1).await;
+    drop(waiting);
+    gateway.guests_running(0).await;
+    // And who leaves before it is told to go on, more or less.
+    for _ in 0..20 {
+        let expects = "Content-Length: 70000\r\nExpect: 100-continue";
+        let expecting = Connection::post(&gateway, "/spin", expects).await;
+        // With something unread or not, the connection is reset.
+        expecting.socket.set_zero_linger().unwrap();
+    }
+    let counted = |class| {
+        format!("wasmwiz_requests_total{{method=\"POST\",route=\"spin\",status=\"{class}\"}}")
+    };
+    eventually("all have gone", async || {
+        let seen = gateway.metric(&counted("4xx")).await.unwrap_or(0.0);
+        let failed = gateway.metric(&counted("5xx")).await.unwrap_or(0.0);
+        (seen + failed == 21.0).then_some(())
+    })
+    .await;
+    assert_eq!(gateway.metric(&counted("5xx")).await.unwrap_or(0.0), 0.0);
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_in_the_middle_of_its_body_stops_its_guest() {
     let (builder, _folder) = serving(
