@@ -198,18 +198,27 @@ fn says_once(before: &str, after: &str) -> Arc<Prepared> {
 
 #[tokio::test]
 async fn short_guests_run_on_the_callers_thread() {
-    let executor = executor(2, 5, Duration::from_secs(60));
-    let module = says_once("", "");
-    for _ in 0..3 {
-        let outcome = executor
-            .run(Arc::clone(&module), call(Stdout::Collect))
-            .await
-            .unwrap();
-        assert_eq!(
-            (outcome.end, &outcome.stdout[..]),
-            (End::Exit(0), &b"once"[..])
-        );
-    }
+    // A machine that is very busy may take a guest's slice away, but not each time.
+    let mut tries = 0;
+    let (executor, module) = loop {
+        let executor = executor(2, 5, Duration::from_secs(60));
+        let module = says_once("", "");
+        for _ in 0..3 {
+            let outcome = executor
+                .run(Arc::clone(&module), call(Stdout::Collect))
+                .await
+                .unwrap();
+            assert_eq!(
+                (outcome.end, &outcome.stdout[..]),
+                (End::Exit(0), &b"once"[..])
+            );
+        }
+        if executor.shared.lock().threads == 0 {
+            break (executor, module);
+        }
+        tries += 1;
+        assert!(tries < 20, "short guests run on threads of their own");
+    };
     // Where it runs on a thread of its own after all, it waits for the reader.
     let (writer, mut reader) = pipe(1);
     let read = async {
@@ -223,7 +232,6 @@ async fn short_guests_run_on_the_callers_thread() {
     let (outcome, output) = tokio::join!(running, read);
     assert_eq!(outcome.unwrap().usage.stdout_bytes, 4);
     assert_eq!(output, b"once");
-    // A machine that is very busy may have taken a guest's slice away.
     assert!(executor.shared.lock().threads <= 1);
 }
 
