@@ -80,8 +80,8 @@ struct Shared {
 enum Flown {
     /// With the worker to be reaped once those who wait have been told.
     Landed(Prepare, Option<ToKeep>, Option<Worker>),
-    /// It needs another lane.
-    Again(Lane),
+    /// It needs another lane. With the worker to be reaped once it waits there.
+    Again(Lane, Option<Worker>),
     /// Everybody gave up, and it is forgotten.
     Gone,
 }
@@ -328,6 +328,8 @@ impl Shared {
                 continue;
             }
             drop(queue);
+            // Dropped behind what is declared below, which puts the flight back into the queue.
+            let _reaped;
             let mut airborne = Airborne {
                 shared: self,
                 lane,
@@ -347,7 +349,10 @@ impl Shared {
                         self.artifacts.write(&flight.hash, facts, &artifact);
                     }
                 }
-                Ok(Flown::Again(lane)) => airborne.next = Some(lane),
+                Ok(Flown::Again(lane, worker)) => {
+                    airborne.next = Some(lane);
+                    _reaped = worker;
+                }
                 Ok(Flown::Gone) => {}
                 Err(_) => {
                     self.is_hopeful.store(false, Ordering::Relaxed);
@@ -383,10 +388,7 @@ impl Shared {
         let is_quick = facts.singlepass && self.may_be_quick(flight);
         let compiler = match (is_quick, lane) {
             (true, _) => Compiler::Singlepass,
-            (false, Lane::Quick) => {
-                drop(self.in_vain(early));
-                return self.slow_down(flight);
-            }
+            (false, Lane::Quick) => return self.slow_down(flight, self.in_vain(early)),
             (false, Lane::Slow | Lane::Background) => Compiler::Cranelift,
         };
         let (artifact, worker) = match self.compile(flight, compiler, lane, early) {
@@ -395,7 +397,7 @@ impl Shared {
             Err(Failure::Refused(error)) if is_quick => {
                 tracing::debug!(module = %flight.hash, %error, "Cranelift takes over from Singlepass");
                 flight.singlepass_failed.store(true, Ordering::Release);
-                return self.slow_down(flight);
+                return self.slow_down(flight, None);
             }
             Err(Failure::Refused(error) | Failure::Failed(error)) => {
                 metrics().compile(outcome(&error), name(compiler), began.elapsed());
@@ -443,16 +445,16 @@ impl Shared {
             .min(settings.compile.memory_bytes_max)
     }
 
-    /// A quick flight turns out to need Cranelift, if there is room in that lane.
-    fn slow_down(&self, flight: &Flight) -> Flown {
+    /// A quick flight turns out to need Cranelift, if there is room in that lane. `worker` had it in vain.
+    fn slow_down(&self, flight: &Flight, worker: Option<Worker>) -> Flown {
         let queue_max = self.settings.compile.queue_max;
         if self
             .lock()
             .has_room(Quality::Best, flight.share, self.workers_max(), queue_max)
         {
-            Flown::Again(Lane::Slow)
+            Flown::Again(Lane::Slow, worker)
         } else {
-            Flown::Landed(Err(ModuleError::Busy), None, None)
+            Flown::Landed(Err(ModuleError::Busy), None, worker)
         }
     }
 

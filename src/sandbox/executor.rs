@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use self::queue::Queue;
 use super::deadline::{self, RunId, Sitting};
-use super::guest::{self, Guest, Place, Ran};
+use super::guest::{self, Guest, Place, Ran, Remains};
 use super::input::InputCloser;
 use super::pipe::PipeCloser;
 use super::priority;
@@ -227,7 +227,8 @@ impl Executor {
             return Box::pin(self.queue(guest, share)).await;
         }
         match borrow(guest) {
-            Ran::Ended(outcome) => {
+            Ran::Ended(outcome, remains) => {
+                drop(remains);
                 // Making the instance is part of it, and nothing interrupts that.
                 if outcome.usage.wall > SLICE {
                     module.pace().overran();
@@ -416,12 +417,12 @@ impl Shared {
             let ran = catch_unwind(AssertUnwindSafe(|| {
                 guest::run(&sitting, guest, Place::Own, |run| ticket.started(run))
             }));
-            let outcome = match ran {
-                Ok(Ran::Ended(outcome)) => {
+            let (outcome, remains) = match ran {
+                Ok(Ran::Ended(outcome, remains)) => {
                     module.pace().took(outcome.usage.wall);
-                    outcome
+                    (outcome, remains)
                 }
-                Ok(Ran::Postponed(..)) | Err(_) => lost(),
+                Ok(Ran::Postponed(..)) | Err(_) => (lost(), Remains::default()),
             };
             if self.lock().queue.ended(ticket.share) {
                 self.work.notify_one();
@@ -429,7 +430,11 @@ impl Shared {
             // Nobody may be waiting any more.
             let _ = answer.send(Ok(outcome));
             // This may be the last use of a module that the cache has dropped.
-            if catch_unwind(AssertUnwindSafe(move || drop(module))).is_err() {
+            let unload = move || {
+                drop(remains);
+                drop(module);
+            };
+            if catch_unwind(AssertUnwindSafe(unload)).is_err() {
                 tracing::error!("a module could not be unloaded");
             }
         }

@@ -43,11 +43,18 @@ pub(super) enum Place {
 
 /// What became of a guest.
 pub(super) enum Ran {
-    Ended(Outcome),
+    Ended(Outcome, Remains),
     /// It needs a thread of its own, and to start from the beginning there. Nothing of it has left
     /// the sandbox; so much CPU time has gone.
     Postponed(Guest, Duration),
 }
+
+/// What no other guest may have. To give its memory back takes milliseconds if there was much of it: to be
+/// dropped when nobody waits for the guest any more.
+#[derive(Default)]
+pub(super) struct Remains(
+    #[cfg_attr(not(test), expect(dead_code, reason = "kept to be dropped"))] Option<Instance>,
+);
 
 /// How the guest's code ended, before its limits are looked at.
 enum Finish {
@@ -66,6 +73,7 @@ struct Left {
     memory_peak_bytes: u64,
     memory_refused: bool,
     table_refused: bool,
+    remains: Remains,
 }
 
 /// Runs the guest. `on_start` learns the run's id once the guest can be stopped by it.
@@ -124,14 +132,20 @@ pub(super) fn run(
             };
             Ran::Postponed(guest, wall)
         }
-        Ok(left) => Ran::Ended(left.outcome(&stop, usage)),
-        Err(panic) => Ran::Ended(Outcome {
-            end: End::HostError(format!("the host panicked: {}", panic_text(panic.as_ref()))),
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-            stderr_truncated: false,
-            usage,
-        }),
+        Ok(mut left) => {
+            let remains = std::mem::take(&mut left.remains);
+            Ran::Ended(left.outcome(&stop, usage), remains)
+        }
+        Err(panic) => {
+            let outcome = Outcome {
+                end: End::HostError(format!("the host panicked: {}", panic_text(panic.as_ref()))),
+                stdout: Vec::new(),
+                stderr: Vec::new(),
+                stderr_truncated: false,
+                usage,
+            };
+            Ran::Ended(outcome, Remains::default())
+        }
     }
 }
 
@@ -176,13 +190,14 @@ fn start(
                 memory_peak_bytes: 0,
                 memory_refused: false,
                 table_refused: false,
+                remains: Remains::default(),
             };
         }
     };
     instance.env.as_mut(&mut instance.store).wasi = Some(wasi);
     let faults = Faults::so_far();
-    // SAFETY: the global is in the instance, which lives until the end of this function; `armed` is
-    // disarmed before. The code is the module's, all of it compiled by Wasmer.
+    // SAFETY: the global is in the instance, which lives at least until the end of this function; `armed`
+    // is disarmed before. The code is the module's, all of it compiled by Wasmer.
     let armed = unsafe { sitting.arm(module.code(), instance.stop, deadline, slack) };
     on_start(armed.id());
     let finish = if stop.is_cancelled() {
@@ -204,7 +219,7 @@ fn start(
         unreachable!("the guest's state is gone");
     };
     let memory = instance.memory.as_ref();
-    let left = Left {
+    let mut left = Left {
         struck,
         wasi,
         memory_peak_bytes: memory.map_or(0, |memory| memory.peak_bytes()),
@@ -212,12 +227,11 @@ fn start(
         table_refused: module
             .is_refusal_of_limit(instance.tables_refused(), limits.table_elements_max),
         finish,
+        remains: Remains::default(),
     };
-    if left.leaves_no_doubt()
-        && let Some(warm) = module.warm()
-        && instance.reset(faults)
-    {
-        warm.put(instance);
+    match module.warm() {
+        Some(warm) if left.leaves_no_doubt() && instance.reset(faults) => warm.put(instance),
+        Some(_) | None => left.remains = Remains(Some(instance)),
     }
     left
 }
@@ -265,6 +279,13 @@ fn call_guest(instance: &mut Instance) -> Finish {
     Finish::Returned
 }
 
+#[cfg(test)]
+impl Remains {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
 impl Left {
     fn stop(&self) -> Option<&Stop> {
         match &self.finish {
@@ -309,6 +330,7 @@ impl Left {
             memory_peak_bytes,
             memory_refused,
             table_refused,
+            remains: _,
         } = self;
         let output: Output = wasi.finish();
         usage.memory_peak_bytes = memory_peak_bytes;

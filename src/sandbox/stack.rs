@@ -151,7 +151,7 @@ mod tests {
             queued: Duration::ZERO,
         };
         match guest::run(sitting, guest, Place::Own, |_| {}) {
-            Ran::Ended(outcome) => outcome.end,
+            Ran::Ended(outcome, _) => outcome.end,
             Ran::Postponed(..) => panic!("postponed on a thread of its own"),
         }
     }

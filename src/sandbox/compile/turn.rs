@@ -53,7 +53,7 @@ impl Shared {
             let is_over = flight.yields.fetch_add(1, Ordering::AcqRel) >= YIELDS_MAX
                 || self.is_shutting_down.load(Ordering::Acquire);
             if !is_over {
-                return Flown::Again(Lane::Background);
+                return Flown::Again(Lane::Background, None);
             }
             flight.background.store(false, Ordering::Release);
         }
@@ -63,6 +63,6 @@ impl Shared {
         }
         flight.turns.fetch_add(1, Ordering::AcqRel);
         tracing::debug!(module = %flight.hash, "a compile gives way to others");
-        Flown::Again(Lane::Slow)
+        Flown::Again(Lane::Slow, None)
     }
 }

@@ -41,13 +41,13 @@ fn run(sitting: &Sitting, module: &Arc<Prepared>, deadline: Duration) -> Outcome
 
 fn ended(ran: Ran) -> Outcome {
     match ran {
-        Ran::Ended(outcome) => outcome,
+        Ran::Ended(outcome, _) => outcome,
         Ran::Postponed(..) => panic!("a thread of its own is not lent"),
     }
 }
 
 /// Ways to spend time: in plain code, calls, host functions, bulk operators, and traps.
-const BODIES: [&str; 26] = [
+const BODIES: [&str; 27] = [
     "(loop (br 0))",
     "(loop (call $leaf) (br 0))",
     "(call $recurse (i32.const 100000000))",
@@ -58,6 +58,7 @@ const BODIES: [&str; 26] = [
     "(loop (drop (table.grow (ref.null func) (i32.const 1000000))) (br 0))",
     "(loop (table.fill (i32.const 0) (ref.null func) (i32.const 100)) (br 0))",
     "(loop (call_indirect (i32.const 0)) (br 0))",
+    "(loop (drop (call_indirect (result i32) (i32.const 1))) (br 0))",
     "(call $deep (i32.const 2000)) (unreachable)",
     "(loop (memory.init $p (i32.const 0) (i32.const 0) (i32.const 8)) (br 0))",
     "(loop (table.copy (i32.const 0) (i32.const 1) (i32.const 99)) (br 0))",
@@ -105,7 +106,7 @@ fn starting(first: &str, body: &str, compiler: Compiler) -> Arc<Prepared> {
            (import \"wasi_snapshot_preview1\" \"poll_oneoff\"
              (func $poll (param i32 i32 i32 i32) (result i32)))
            (memory (export \"memory\") 1) (data (i32.const 68) \"\\00\\10\")
-           (table 100 funcref) (elem (i32.const 0) $leaf)
+           (table 100 funcref) (elem (i32.const 0) $leaf $yield)
            (data $p \"12345678\") (elem $e func $leaf $sleep $recurse)
            (start $first) (func $first {first})
            (func $leaf)
@@ -147,6 +148,29 @@ const LARGE: [&str; 3] = [
     "(loop (drop (memory.grow (i32.const 1)))
        (memory.fill (i32.const 0) (i32.const 7) (i32.shl (memory.size) (i32.const 16))) (br 0))",
 ];
+
+/// Whoever waits for a guest's end does not wait until its memory is given back.
+#[test]
+fn what_a_stopped_guest_leaves_is_there_after_its_end() {
+    start().unwrap();
+    let sitting = Sitting::take().unwrap();
+    for (body, is_stopped) in [("(loop (br 0))", true), ("(nop)", false)] {
+        let text = format!("(module (memory 1) (func (export \"_start\") {body}))");
+        let guest = Guest {
+            module: prepare_with(&text, Compiler::Cranelift),
+            call: call(Duration::from_millis(3)),
+            stop: Arc::default(),
+            queued: Duration::ZERO,
+        };
+        match guest::run(&sitting, guest, Place::Own, |_| {}) {
+            Ran::Ended(outcome, remains) => {
+                assert_eq!(outcome.end == End::TimeLimit, is_stopped);
+                assert_eq!(remains.is_empty(), !is_stopped);
+            }
+            Ran::Postponed(..) => panic!("it has its thread"),
+        }
+    }
+}
 
 /// Runs a guest until it was soon stopped often enough. Signals come a millisecond apart, so this is what
 /// the promise of five milliseconds looks like on a machine that may be busy with other things.

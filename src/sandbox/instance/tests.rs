@@ -56,7 +56,7 @@ fn run_with(
         queued: Duration::ZERO,
     };
     match guest::run(&sitting, guest, Place::Own, |_| {}) {
-        Ran::Ended(outcome) => outcome,
+        Ran::Ended(outcome, _) => outcome,
         Ran::Postponed(..) => panic!("a thread of its own is not lent"),
     }
 }

@@ -146,9 +146,9 @@ async fn sqlite_new_rows(
     executions: &[Execution],
 ) -> Result<bool, StoreError> {
     let mut left = executions;
-    for (size, insert) in SQLITE_CHUNKS.into_iter().zip(SQLITE_INSERTS.iter()) {
+    for size in SQLITE_CHUNKS {
         while let Some((chunk, rest)) = left.split_at_checked(size) {
-            if sqlite_insert(transaction, insert, chunk).await? < size as u64 {
+            if sqlite_insert(transaction, chunk).await? < size as u64 {
                 return Ok(false);
             }
             left = rest;
@@ -163,9 +163,8 @@ async fn sqlite_rows(
     executions: &[Execution],
 ) -> Result<Sums, StoreError> {
     let mut sums = Sums::default();
-    let [.., insert] = &*SQLITE_INSERTS;
     for row in executions {
-        if sqlite_insert(transaction, insert, std::slice::from_ref(row)).await? > 0 {
+        if sqlite_insert(transaction, std::slice::from_ref(row)).await? > 0 {
             sums.add(row);
         }
     }
@@ -203,18 +202,24 @@ const SQLITE_COLUMNS: [&str; 15] = [
     "exact_status",
 ];
 
-/// Writes those of the rows that are not there yet, by one of the [`SQLITE_INSERTS`]; returns how many those are.
+/// Writes those of the rows that are not there yet, by one statement; returns how many those are. They are as many as
+/// one of the [`SQLITE_CHUNKS`].
 async fn sqlite_insert(
     transaction: &mut Transaction<'_, Sqlite>,
-    insert: &'static str,
     rows: &[Execution],
 ) -> Result<u64, StoreError> {
+    let mut inserts = SQLITE_CHUNKS.iter().zip(SQLITE_INSERTS.iter());
+    // The driver takes values that are missing for NULL.
+    let insert = inserts.find(|(size, _)| **size == rows.len());
+    let (_, insert) = insert.ok_or_else(|| {
+        StoreError::Internal(format!("no statement writes {} usage rows", rows.len()))
+    })?;
     let mut values = SqliteArguments::default();
     values.reserve(rows.len() * SQLITE_COLUMNS.len(), 0);
     for row in rows {
         bind(&mut values, row).map_err(sqlx::Error::Encode)?;
     }
-    let done = sqlx::query_with(insert, values)
+    let done = sqlx::query_with(insert.as_str(), values)
         .execute(&mut **transaction)
         .await;
     Ok(done.map_err(of_row)?.rows_affected())

@@ -201,6 +201,9 @@ async fn a_bomb_does_not_keep_the_only_worker_from_others() {
     let mut one = settings();
     one.compile.workers_max = 1;
     one.compile.memory_bytes_max = 1 << 30;
+    // However slow the machine is, they don't come to their end.
+    one.compile.timeout = Duration::from_secs(3600);
+    one.compile.queue_timeout = Duration::from_secs(3600);
     let sandbox = Sandbox::start(one).unwrap();
     let bombers: Vec<_> = (1..3)
         .map(|share| {

@@ -83,7 +83,7 @@ fn run(
         queued: Duration::ZERO,
     };
     match guest::run(sitting, guest, Place::Own, |_| {}) {
-        Ran::Ended(outcome) => outcome,
+        Ran::Ended(outcome, _) => outcome,
         Ran::Postponed(..) => panic!("a thread of its own is not lent"),
     }
 }
