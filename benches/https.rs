@@ -19,7 +19,7 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 const USAGE: &str = "\
 usage: https COMMAND     with the gateway's address in BASE (https://host:port) and an API key in KEY
 
-  upload NAME COUNT            a never-seen module each time: upload, and the guest's output
+  upload NAME COUNT MS         a never-seen module each time, so long after the last: upload, and the guest's output
   again NAME COUNT             the same bytes each time, beside the stored module with as large a body
   kill COUNT MS PATH           how far answers are behind a deadline, one guest at a time
   crowd SPINNERS MS PATH PROBE...   latency of each PROBE while SPINNERS guests spin on PATH";
@@ -43,7 +43,9 @@ fn main() -> ExitCode {
         .build()
         .expect("a runtime");
     let done = match words.as_slice() {
-        ["upload", name, count] => number(count).map(|n| runtime.block_on(gateway.upload(name, n))),
+        ["upload", name, count, ms] => number(count)
+            .zip(number(ms))
+            .map(|(n, ms)| runtime.block_on(gateway.upload(name, n, ms))),
         ["again", name, count] => number(count).map(|n| runtime.block_on(gateway.again(name, n))),
         ["kill", count, ms, path] => number(count)
             .zip(number(ms))
@@ -110,16 +112,21 @@ impl Gateway {
         self.post("/api/wasm/execute").multipart(form)
     }
 
-    async fn upload(&self, name: &str, count: u64) {
+    async fn upload(&self, name: &str, count: u64, pause_ms: u64) {
         let wasm = guests::guest(name);
         self.execute(wasm.clone()).send().await.expect("an answer");
         let mut times = Vec::new();
         for number in 0..count {
             let number = number | u64::from(std::process::id()) << 32;
             let request = self.execute(guests::never_seen(&wasm, number));
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
             times.push(answered(request, StatusCode::OK).await);
         }
-        Samples::new(times).print_ms(&format!("https never-seen {name}"));
+        let when = match pause_ms {
+            0 => "one after the other".to_owned(),
+            _ => format!("{pause_ms} ms apart"),
+        };
+        Samples::new(times).print_ms(&format!("https never-seen {name} {when}"));
     }
 
     async fn again(&self, name: &str, count: u64) {

@@ -176,7 +176,10 @@ for ((round = 1; round <= rounds; round++)); do
       h2) rates "$round" h2 ;;
       upload)
         start auto
-        for name in echo report code; do measure "$round" upload "$name" 30; done
+        # The next worker starts while the next module comes, or before.
+        for pause in 0 300; do
+          for name in echo report code; do measure "$round" upload "$name" 30 "$pause"; done
+        done
         stop
         ;;
       again)
