@@ -51,7 +51,7 @@ pub struct Execution {
 }
 
 /// Whose execution it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Caller {
     pub user_id: Uuid,
     pub key_id: Uuid,

@@ -6,6 +6,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use uuid::Uuid;
 
 use super::{Execution, Status, used};
+use crate::sandbox::ModuleHash;
 
 /// What rows are summed by. Its order is that in which sums are changed, so that two gateways don't wait
 /// for each other's rows.
@@ -14,8 +15,7 @@ pub(super) struct Group {
     pub user_id: Uuid,
     pub day: NaiveDate,
     pub key_id: Uuid,
-    /// Empty for none.
-    pub module: Vec<u8>,
+    pub module: Option<ModuleHash>,
     pub status: Status,
 }
 
@@ -50,10 +50,16 @@ pub(super) struct Sums {
 
 /// The module that an execution is summed under. One that came with its request has no sum of its own: who sends
 /// another with each request would fill the table, which is kept for long.
-fn kept_module(execution: &Execution) -> Vec<u8> {
+fn kept_module(execution: &Execution) -> Option<ModuleHash> {
     let is_kept = execution.module_id.is_some() || execution.route.is_some();
-    let module = execution.module.filter(|_| is_kept);
-    module.map_or_else(Vec::new, |module| module.0.to_vec())
+    execution.module.filter(|_| is_kept)
+}
+
+impl Group {
+    /// The module as the tables have it, where parts of a primary key can't be null: empty for none.
+    pub(super) fn module(&self) -> &[u8] {
+        self.module.as_ref().map_or(&[], |module| &module.0)
+    }
 }
 
 impl Sums {

@@ -17,6 +17,7 @@ use super::{Database, contract, module, now, user};
 contract!(
     executions_come_back_as_they_went_in,
     nothing_is_written_twice,
+    rows_that_share_values_keep_what_is_their_own,
     modules_count_what_ran,
     sums_are_split_as_they_are_asked_for,
     a_user_sees_its_own,
@@ -143,6 +144,42 @@ async fn nothing_is_written_twice(database: Database) {
         .collect();
     assert_eq!(store.usage_write(&most).await.unwrap(), most.len() as u64);
     assert_eq!(total(&store).await, 11 + 700 + most.len() as u64);
+}
+
+async fn rows_that_share_values_keep_what_is_their_own(database: Database) {
+    let store = database.migrated().await;
+    let at = now();
+    // Enough of two kinds for statements of their own, and some of many kinds, among each other.
+    let row = |number: u128| {
+        let own = Execution {
+            wall_us: number as u64,
+            bytes_out: 3 * number as u64,
+            ..execution(number, at)
+        };
+        match number % 10 {
+            0..6 => Execution {
+                module_id: Some(Uuid::from_u128(9)),
+                ..own
+            },
+            6..9 => Execution {
+                caller: None,
+                module: None,
+                route: None,
+                status: Status::TableLimitExceeded,
+                ..own
+            },
+            _ => Execution {
+                route: Some(format!("route-{number}")),
+                ..own
+            },
+        }
+    };
+    let mut rows: Vec<_> = (0..1000).map(row).collect();
+    assert_eq!(store.usage_write(&rows).await.unwrap(), 1000);
+    assert_eq!(store.usage_write(&rows).await.unwrap(), 0);
+    assert_eq!(total(&store).await, 1000);
+    rows.reverse();
+    assert_eq!(executions(&store).await, rows);
 }
 
 async fn modules_count_what_ran(database: Database) {

@@ -10,6 +10,7 @@ use super::{everything, execution, executions, noon, total, totals};
 contract!(
     programs_of_before_read_every_row_and_theirs_are_read,
     undoing_the_exact_statuses_keeps_every_row_and_sum,
+    a_status_is_checked_in_every_version,
 );
 
 /// What programs from before migration 7 can read of a status, as SQL has it.
@@ -128,4 +129,46 @@ async fn undoing_the_exact_statuses_keeps_every_row_and_sum(database: Database) 
     );
     assert_eq!(executions(&store).await.len(), rows.len());
     assert_eq!(by_status(&store).await[1], (Status::ExecutionError, 4));
+}
+
+async fn a_status_is_checked_in_every_version(database: Database) {
+    let refuses = async |version: i64| {
+        let nonsense = if database.is_sqlite() {
+            "INSERT INTO usage (id, at, status, wall_us, cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id) \
+             VALUES (randomblob(16), 0, 'nonsense', 1, 1, 1, 1, 1, 'r')"
+        } else {
+            "INSERT INTO usage (id, at, status, wall_us, cpu_us, memory_peak_bytes, bytes_in, bytes_out, request_id) \
+             VALUES (gen_random_uuid(), now(), 'nonsense', 1, 1, 1, 1, 1, 'r')"
+        };
+        let refused = database.try_sql(nonsense).await.unwrap_err();
+        assert!(
+            refused.to_lowercase().contains("check constraint"),
+            "{version}: {refused}"
+        );
+    };
+    let store = database.migrated().await;
+    let mut rows = one_of_each(noon("2026-01-01"));
+    store.usage_write(&rows).await.unwrap();
+    refuses(9).await;
+    store.migrate_down(8).await.unwrap();
+    refuses(8).await;
+    store.migrate().await.unwrap();
+    refuses(9).await;
+    // A connection that was open all the time goes by the schema as it is now.
+    let last = execution(100, noon("2026-01-01"));
+    store
+        .usage_write(std::slice::from_ref(&last))
+        .await
+        .unwrap();
+    rows.push(last);
+    rows.reverse();
+    assert_eq!(executions(&store).await, rows);
+    if database.is_sqlite() {
+        let lists = "SELECT COUNT(*) FROM sqlite_schema WHERE name = 'usage' AND sql LIKE '%status IN (''success''%'";
+        assert_eq!(database.count(lists).await, 0);
+        let sound = "SELECT COUNT(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'";
+        assert_eq!(database.count(sound).await, 1);
+        store.migrate_down(8).await.unwrap();
+        assert_eq!(database.count(lists).await, 1);
+    }
 }

@@ -1,0 +1,17 @@
+PRAGMA writable_schema = ON;
+
+UPDATE sqlite_schema SET sql = replace(sql,
+    'status = ''success'' OR status = ''execution_error''
+        OR status = ''time_limit_exceeded'' OR status = ''memory_limit_exceeded''
+        OR status = ''output_limit_exceeded'' OR status = ''validation_error''
+        OR status = ''rejected'' OR status = ''cancelled''',
+    'status IN (''success'', ''execution_error'',
+        ''time_limit_exceeded'', ''memory_limit_exceeded'', ''output_limit_exceeded'', ''validation_error'',
+        ''rejected'', ''cancelled'')')
+    WHERE type = 'table' AND name = 'usage';
+
+-- Any change of the schema tells the connections that are open to read it again.
+CREATE TABLE schema_changed (column_of_it INTEGER);
+DROP TABLE schema_changed;
+
+PRAGMA writable_schema = RESET;

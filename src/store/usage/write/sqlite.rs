@@ -1,0 +1,281 @@
+//! SQLite's way: statements of many rows, because each one costs two changes of threads.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
+
+use sqlx::error::BoxDynError;
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{Arguments, Sqlite, Transaction};
+use uuid::Uuid;
+
+use super::super::sums::{Count, Days, Sums};
+use super::super::{Caller, Execution, Status, used};
+use super::of_row;
+use crate::sandbox::ModuleHash;
+use crate::store::StoreError;
+use crate::store::values::Stamp;
+
+/// Adds a sum to its day's in one of the tables of sums.
+macro_rules! add_to {
+    ($table:literal) => {
+        concat!(
+            "INSERT INTO ",
+            $table,
+            " (user_id, day, key_id, module, status, executions, wall_us, \
+             cpu_us, memory_peak_bytes, bytes_in, bytes_out) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+             ON CONFLICT (user_id, day, key_id, module, status) DO UPDATE SET \
+             executions = executions + excluded.executions, \
+             wall_us = wall_us + excluded.wall_us, cpu_us = cpu_us + excluded.cpu_us, \
+             memory_peak_bytes = MAX(memory_peak_bytes, excluded.memory_peak_bytes), \
+             bytes_in = bytes_in + excluded.bytes_in, bytes_out = bytes_out + excluded.bytes_out"
+        )
+    };
+}
+
+const DAYS: &str = add_to!("usage_daily");
+const EXACT_DAYS: &str = add_to!("usage_daily_exact");
+
+/// How many rows go into one statement, the larger number first, and one last. The program of a larger statement, and
+/// its values, would not stay in the processor's cache, nor would what a thread that answers has there.
+const CHUNKS: [usize; 4] = [128, 32, 8, 1];
+
+/// The same for rows that have [`Common`] values.
+const ALIKE_CHUNKS: [usize; 2] = [128, 32];
+
+/// Columns of a row's own values, and those of [`Common`] ones.
+const OWN: [&str; 8] = [
+    "id",
+    "at",
+    "wall_us",
+    "cpu_us",
+    "memory_peak_bytes",
+    "bytes_in",
+    "bytes_out",
+    "request_id",
+];
+const COMMON: [&str; 7] = [
+    "user_id",
+    "key_id",
+    "module",
+    "module_id",
+    "route",
+    "status",
+    "exact_status",
+];
+
+/// The statements that write so many rows as [`CHUNKS`] says. Their text is made once: it is longer than what the
+/// rows hold.
+static INSERTS: LazyLock<[String; CHUNKS.len()]> = LazyLock::new(|| {
+    CHUNKS.map(|rows| {
+        let row = places(OWN.len() + COMMON.len());
+        insert(&format!("VALUES {}", vec![row; rows].join(", ")))
+    })
+});
+
+/// The same for [`ALIKE_CHUNKS`]: the values that all rows have come first, and once. They are nearly half of what
+/// there is to be bound, which takes longer than to write it.
+static ALIKE_INSERTS: LazyLock<[String; ALIKE_CHUNKS.len()]> = LazyLock::new(|| {
+    ALIKE_CHUNKS.map(|rows| {
+        let own: Vec<_> = (1..=OWN.len()).map(|at| format!("column{at}")).collect();
+        insert(&format!(
+            "SELECT {}, common.* FROM (SELECT {}) AS common CROSS JOIN (VALUES {}) WHERE TRUE",
+            own.join(", "),
+            ["?"; COMMON.len()].join(", "),
+            vec![places(OWN.len()); rows].join(", ")
+        ))
+    })
+});
+
+fn places(values: usize) -> String {
+    format!("({})", vec!["?"; values].join(", "))
+}
+
+/// A statement that writes those of the rows that are not there yet.
+fn insert(rows: &str) -> String {
+    format!(
+        "INSERT INTO usage ({}, {}) {rows} ON CONFLICT (id) DO NOTHING",
+        OWN.join(", "),
+        COMMON.join(", ")
+    )
+}
+
+/// What many rows of a batch have in common: most callers do the same thing again and again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Common<'a> {
+    caller: Option<Caller>,
+    module: Option<ModuleHash>,
+    module_id: Option<Uuid>,
+    route: Option<&'a str>,
+    status: Status,
+}
+
+impl<'a> Common<'a> {
+    fn of(row: &'a Execution) -> Common<'a> {
+        Common {
+            caller: row.caller,
+            module: row.module,
+            module_id: row.module_id,
+            route: row.route.as_deref(),
+            status: row.status,
+        }
+    }
+
+    /// The values, in the order of [`COMMON`].
+    fn bind(&self, values: &mut SqliteArguments) -> Result<(), BoxDynError> {
+        values.add(self.caller.map(|caller| caller.user_id))?;
+        values.add(self.caller.map(|caller| caller.key_id))?;
+        values.add(self.module)?;
+        values.add(self.module_id)?;
+        values.add(self.route)?;
+        values.add(self.status.before())?;
+        values.add(self.status.exact())
+    }
+}
+
+/// A row's own values, in the order of [`OWN`].
+fn bind_own(values: &mut SqliteArguments, row: &Execution) -> Result<(), BoxDynError> {
+    values.add(row.id)?;
+    values.add(Stamp::from(row.at))?;
+    values.add(used(row.wall_us))?;
+    values.add(used(row.cpu_us))?;
+    values.add(used(row.memory_peak_bytes))?;
+    values.add(used(row.bytes_in))?;
+    values.add(used(row.bytes_out))?;
+    values.add(row.request_id.as_str())
+}
+
+/// Writes rows of which none is there yet, as they are unless a gateway died; `false` when one is. What was
+/// written until then has to be taken back.
+pub(super) async fn new_rows(
+    transaction: &mut Transaction<'_, Sqlite>,
+    executions: &[Execution],
+) -> Result<bool, StoreError> {
+    let mut alike: HashMap<Common<'_>, Vec<&Execution>> = HashMap::new();
+    for row in executions {
+        alike.entry(Common::of(row)).or_default().push(row);
+    }
+    let mut others = Vec::new();
+    for (common, rows) in &alike {
+        let mut left = rows.as_slice();
+        for (size, text) in ALIKE_CHUNKS.into_iter().zip(ALIKE_INSERTS.iter()) {
+            while let Some((chunk, rest)) = left.split_at_checked(size) {
+                let mut values = SqliteArguments::default();
+                values.reserve(COMMON.len() + size * OWN.len(), 0);
+                common.bind(&mut values).map_err(sqlx::Error::Encode)?;
+                for row in chunk {
+                    bind_own(&mut values, row).map_err(sqlx::Error::Encode)?;
+                }
+                if run(transaction, text, values).await? < size as u64 {
+                    return Ok(false);
+                }
+                left = rest;
+            }
+        }
+        others.extend_from_slice(left);
+    }
+    let mut left = others.as_slice();
+    for (size, text) in CHUNKS.into_iter().zip(INSERTS.iter()) {
+        while let Some((chunk, rest)) = left.split_at_checked(size) {
+            if write(transaction, text, chunk).await? < size as u64 {
+                return Ok(false);
+            }
+            left = rest;
+        }
+    }
+    Ok(true)
+}
+
+/// Writes those rows that are not there yet, one by one, and says what they add.
+pub(super) async fn rows(
+    transaction: &mut Transaction<'_, Sqlite>,
+    executions: &[Execution],
+) -> Result<Sums, StoreError> {
+    const ONE: usize = CHUNKS.len() - 1;
+    let mut sums = Sums::default();
+    for row in executions {
+        if write(transaction, &INSERTS[ONE], &[row]).await? > 0 {
+            sums.add(row);
+        }
+    }
+    Ok(sums)
+}
+
+/// Writes those of the rows that are not there yet by a statement of [`INSERTS`]; returns how many those are.
+async fn write(
+    transaction: &mut Transaction<'_, Sqlite>,
+    text: &'static str,
+    rows: &[&Execution],
+) -> Result<u64, StoreError> {
+    let mut values = SqliteArguments::default();
+    values.reserve(rows.len() * (OWN.len() + COMMON.len()), 0);
+    for row in rows {
+        bind_own(&mut values, row).map_err(sqlx::Error::Encode)?;
+        let common = Common::of(row);
+        common.bind(&mut values).map_err(sqlx::Error::Encode)?;
+    }
+    run(transaction, text, values).await
+}
+
+async fn run(
+    transaction: &mut Transaction<'_, Sqlite>,
+    text: &'static str,
+    values: SqliteArguments,
+) -> Result<u64, StoreError> {
+    let done = sqlx::query_with(text, values)
+        .execute(&mut **transaction)
+        .await;
+    Ok(done.map_err(of_row)?.rows_affected())
+}
+
+/// Adds what the rows add up to.
+pub(super) async fn add(
+    transaction: &mut Transaction<'_, Sqlite>,
+    sums: &Sums,
+) -> Result<(), StoreError> {
+    days(transaction, DAYS, &sums.days).await?;
+    days(transaction, EXACT_DAYS, &sums.exact_days).await?;
+    modules(transaction, &sums.modules).await
+}
+
+async fn days(
+    transaction: &mut Transaction<'_, Sqlite>,
+    add: &'static str,
+    days: &Days,
+) -> Result<(), StoreError> {
+    for (group, sum) in days {
+        sqlx::query(add)
+            .bind(group.user_id)
+            .bind(group.day)
+            .bind(group.key_id)
+            .bind(group.module())
+            .bind(group.status)
+            .bind(sum.executions)
+            .bind(sum.wall_us)
+            .bind(sum.cpu_us)
+            .bind(sum.memory_peak_bytes)
+            .bind(sum.bytes_in)
+            .bind(sum.bytes_out)
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn modules(
+    transaction: &mut Transaction<'_, Sqlite>,
+    modules: &BTreeMap<Uuid, Count>,
+) -> Result<(), StoreError> {
+    for (module_id, count) in modules {
+        sqlx::query(
+            "UPDATE modules SET execution_count = execution_count + $2, \
+             last_executed_at = MAX(COALESCE(last_executed_at, $3), $3) WHERE id = $1",
+        )
+        .bind(module_id)
+        .bind(count.executions)
+        .bind(Stamp::from(count.last_at))
+        .execute(&mut **transaction)
+        .await?;
+    }
+    Ok(())
+}
