@@ -1,12 +1,12 @@
 //! The execute API through the real gateway: from a TLS socket to a guest and back.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
-use crate::support::gateway::{Gateway, gateway};
-use crate::support::root;
+use crate::support::gateway::{Gateway, gateway, workdir};
+use crate::support::{PATIENCE, eventually, root};
 
 fn guest(name: &str) -> Vec<u8> {
     std::fs::read(root().join("examples/guests").join(name)).unwrap()
@@ -408,5 +408,95 @@ async fn a_client_that_leaves_stops_its_guest() {
     gateway.guests_running(1).await;
     request.abort();
     // Long before its hour is over.
+    gateway.guests_running(0).await;
+}
+
+const SPIN: &str = r#"(module (func (export "_start") (loop (br 0))))"#;
+
+/// A guest that spins until this is aborted.
+fn spinning(gateway: &Gateway) -> tokio::task::JoinHandle<()> {
+    let request = gateway
+        .client()
+        .post(gateway.url("/api/wasm/execute"))
+        .bearer_auth(gateway.admin_key())
+        .header("content-type", "application/wasm")
+        .body(wat::parse_str(SPIN).unwrap());
+    tokio::spawn(async move {
+        // On a busy machine it may take too long until a thread for it gets to run.
+        while let Some(request) = request.try_clone()
+            && request.send().await.unwrap().status() == 503
+        {}
+    })
+}
+
+#[tokio::test]
+async fn where_all_places_are_taken_a_guest_is_refused_and_told_when_to_come_again() {
+    let dir = workdir();
+    std::fs::write(dir.path().join("spin.wat"), SPIN).unwrap();
+    let gateway = gateway()
+        .set("tiers.enterprise.execution_timeout", json!("1h"))
+        .set("sandbox.guests_max", json!(1))
+        .set("sandbox.queue_max", json!(0))
+        .route(json!({
+            "name": "spin", "match": { "path": "/spin" }, "execute": { "file": "spin.wat" },
+        }))
+        .in_dir(dir)
+        .start();
+    let first = spinning(&gateway);
+    gateway.guests_running(1).await;
+    let client = gateway.client();
+    let once = client
+        .post(gateway.url("/api/wasm/execute"))
+        .bearer_auth(gateway.admin_key())
+        .header("content-type", "text/wat")
+        .body(SPIN);
+    let route = client
+        .get(gateway.url("/spin"))
+        .bearer_auth(gateway.admin_key());
+    for request in [once, route] {
+        let refused = request.send().await.unwrap();
+        assert_eq!(refused.status(), 503);
+        let wait = refused.headers()["retry-after"].to_str().unwrap();
+        assert!(wait.parse::<u64>().unwrap() > 0, "{wait}");
+        let refused: Value = refused.json().await.unwrap();
+        assert_eq!(refused["code"], "guests_busy", "{refused}");
+    }
+    // A short one needs no place, unless its thread is taken away from it meanwhile.
+    eventually("a short guest", async || {
+        let (status, answer) = execute(&gateway, form(guest("echo.wasm"), "short")).await;
+        (status == 200 && answer["output"] == "short").then_some(())
+    })
+    .await;
+    first.abort();
+    gateway.guests_running(0).await;
+}
+
+#[tokio::test]
+async fn others_are_served_while_guests_spin() {
+    let gateway = gateway()
+        .set("tiers.enterprise.execution_timeout", json!("1h"))
+        .set("sandbox.guests_max", json!(30))
+        .set("sandbox.guests_per_caller_max", json!(20))
+        .start();
+    let guests: Vec<_> = (0..20).map(|_| spinning(&gateway)).collect();
+    gateway.guests_running(20).await;
+    let client = gateway.client();
+    let mut waited = Vec::new();
+    for round in 0..20 {
+        let begun = Instant::now();
+        let served = async {
+            let health = client.get(gateway.url("/health")).send().await.unwrap();
+            assert_eq!(health.status(), 200);
+            let hello = client.get(gateway.url("/fn/hello")).send().await.unwrap();
+            assert_eq!(hello.status(), 200, "{round}");
+        };
+        tokio::time::timeout(PATIENCE, served).await.unwrap();
+        waited.push(begun.elapsed());
+    }
+    // Two requests and a guest take a millisecond or two where nothing else runs; a turn behind each guest that
+    // spins would take them many times as long.
+    waited.sort_unstable();
+    assert!(waited[10] < Duration::from_millis(100), "{waited:?}");
+    guests.iter().for_each(tokio::task::JoinHandle::abort);
     gateway.guests_running(0).await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use wasm_wizard::sandbox::{End, ModuleHash, Preparation, Stdout, pipe};
 
-use super::{call, command, end, prepare, run, sandbox, settings, wasm};
+use super::{call, call_for, command, end, prepare, run, sandbox, settings, wasm};
 
 const HELLO: &str = "(module
     (import \"wasi_snapshot_preview1\" \"fd_write\"
@@ -49,6 +49,29 @@ async fn output_and_usage_come_back() {
         (&outcome.stderr[..], outcome.stderr_truncated),
         (&b"hel"[..], true)
     );
+}
+
+#[tokio::test]
+async fn a_guest_that_sleeps_uses_no_cpu_time_and_one_that_spins_does() {
+    let sleep = "(module
+        (import \"wasi_snapshot_preview1\" \"poll_oneoff\"
+          (func $poll (param i32 i32 i32 i32) (result i32)))
+        (memory (export \"memory\") 1)
+        (func (export \"_start\")
+          (i32.store (i32.const 16) (i32.const 1)) (i64.store (i32.const 24) (i64.const 300000000))
+          (drop (call $poll (i32.const 0) (i32.const 128) (i32.const 1) (i32.const 256)))))";
+    let slept = run(sleep, call()).await;
+    assert_eq!(slept.end, End::Exit(0));
+    let spin = command("(loop (br 0))");
+    let spun = run(&spin, call_for(Duration::from_millis(300))).await;
+    assert_eq!(spun.end, End::TimeLimit);
+    let (slept, spun) = (slept.usage, spun.usage);
+    assert!(slept.wall >= Duration::from_millis(300), "{slept:?}");
+    assert!(spun.wall >= Duration::from_millis(300), "{spun:?}");
+    assert!(slept.cpu < Duration::from_millis(100), "{slept:?}");
+    // Also on a machine where a hundred others spin.
+    assert!(spun.cpu >= Duration::from_millis(1), "{spun:?}");
+    assert!(spun.cpu < spun.wall + Duration::from_millis(50), "{spun:?}");
 }
 
 #[tokio::test]
