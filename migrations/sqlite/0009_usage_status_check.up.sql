@@ -15,7 +15,7 @@ UPDATE sqlite_schema SET sql = replace(sql,
     WHERE type = 'table' AND name = 'usage';
 
 -- Any change of the schema tells the connections that are open to read it again.
-CREATE TABLE schema_changed (column_of_it INTEGER);
-DROP TABLE schema_changed;
+CREATE TABLE wasm_wizard_schema_changed (unused INTEGER);
+DROP TABLE wasm_wizard_schema_changed;
 
 PRAGMA writable_schema = RESET;

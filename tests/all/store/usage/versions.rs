@@ -154,7 +154,7 @@ async fn a_status_is_checked_in_every_version(database: Database) {
     refuses(8).await;
     store.migrate().await.unwrap();
     refuses(9).await;
-    // A connection that was open all the time goes by the schema as it is now.
+    // Connections that were open all the time go on.
     let last = execution(100, noon("2026-01-01"));
     store
         .usage_write(std::slice::from_ref(&last))
