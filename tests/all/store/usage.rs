@@ -180,6 +180,27 @@ async fn rows_that_share_values_keep_what_is_their_own(database: Database) {
     assert_eq!(total(&store).await, 1000);
     rows.reverse();
     assert_eq!(executions(&store).await, rows);
+    // As many callers as rows, twice: each has a sum of its own.
+    for batch in 1..3 {
+        let callers = (0..300).map(|n| Execution {
+            caller: Some(Caller {
+                user_id: Uuid::from_u128(5),
+                key_id: Uuid::from_u128(1_000 + n),
+            }),
+            wall_us: n as u64,
+            ..execution(10_000 * batch + n, at)
+        });
+        let callers: Vec<_> = callers.collect();
+        assert_eq!(store.usage_write(&callers).await.unwrap(), 300);
+    }
+    for n in [0, 127, 128, 255, 271, 272, 299] {
+        let of_key = Filter {
+            key_id: Some(Uuid::from_u128(1_000 + n)),
+            ..everything()
+        };
+        let found = totals(&store, &of_key, GroupBy::default()).await;
+        assert_eq!((found[0].executions, found[0].wall_us), (2, 2 * n as u64));
+    }
 }
 
 async fn modules_count_what_ran(database: Database) {

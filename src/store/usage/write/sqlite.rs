@@ -8,40 +8,42 @@ use sqlx::sqlite::SqliteArguments;
 use sqlx::{Arguments, Sqlite, Transaction};
 use uuid::Uuid;
 
-use super::super::sums::{Count, Days, Sums};
+use super::super::sums::{Count, Days, Group, Sum, Sums};
 use super::super::{Caller, Execution, Status, used};
 use super::of_row;
 use crate::sandbox::ModuleHash;
 use crate::store::StoreError;
 use crate::store::values::Stamp;
 
-/// Adds a sum to its day's in one of the tables of sums.
-macro_rules! add_to {
-    ($table:literal) => {
-        concat!(
-            "INSERT INTO ",
-            $table,
-            " (user_id, day, key_id, module, status, executions, wall_us, \
-             cpu_us, memory_peak_bytes, bytes_in, bytes_out) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+/// How many days' sums go into one statement.
+const DAY_CHUNKS: [usize; 3] = [128, 16, 1];
+
+static DAYS: LazyLock<[String; DAY_CHUNKS.len()]> = LazyLock::new(|| adds("usage_daily"));
+static EXACT_DAYS: LazyLock<[String; DAY_CHUNKS.len()]> =
+    LazyLock::new(|| adds("usage_daily_exact"));
+
+/// The statements that add sums to their days' in one of the tables of sums.
+fn adds(table: &str) -> [String; DAY_CHUNKS.len()] {
+    DAY_CHUNKS.map(|sums| {
+        format!(
+            "INSERT INTO {table} (user_id, day, key_id, module, status, executions, wall_us, \
+             cpu_us, memory_peak_bytes, bytes_in, bytes_out) VALUES {} \
              ON CONFLICT (user_id, day, key_id, module, status) DO UPDATE SET \
              executions = executions + excluded.executions, \
              wall_us = wall_us + excluded.wall_us, cpu_us = cpu_us + excluded.cpu_us, \
              memory_peak_bytes = MAX(memory_peak_bytes, excluded.memory_peak_bytes), \
-             bytes_in = bytes_in + excluded.bytes_in, bytes_out = bytes_out + excluded.bytes_out"
+             bytes_in = bytes_in + excluded.bytes_in, bytes_out = bytes_out + excluded.bytes_out",
+            vec![places(11); sums].join(", ")
         )
-    };
+    })
 }
-
-const DAYS: &str = add_to!("usage_daily");
-const EXACT_DAYS: &str = add_to!("usage_daily_exact");
 
 /// How many rows go into one statement, the larger number first, and one last. The program of a larger statement, and
 /// its values, would not stay in the processor's cache, nor would what a thread that answers has there.
 const CHUNKS: [usize; 4] = [128, 32, 8, 1];
 
 /// The same for rows that have [`Common`] values.
-const ALIKE_CHUNKS: [usize; 2] = [128, 32];
+const ALIKE_CHUNKS: [usize; 1] = [128];
 
 /// Columns of a row's own values, and those of [`Common`] ones.
 const OWN: [&str; 8] = [
@@ -233,33 +235,45 @@ pub(super) async fn add(
     transaction: &mut Transaction<'_, Sqlite>,
     sums: &Sums,
 ) -> Result<(), StoreError> {
-    days(transaction, DAYS, &sums.days).await?;
-    days(transaction, EXACT_DAYS, &sums.exact_days).await?;
+    days(transaction, DAYS.as_slice(), &sums.days).await?;
+    days(transaction, EXACT_DAYS.as_slice(), &sums.exact_days).await?;
     modules(transaction, &sums.modules).await
 }
 
 async fn days(
     transaction: &mut Transaction<'_, Sqlite>,
-    add: &'static str,
+    adds: &'static [String],
     days: &Days,
 ) -> Result<(), StoreError> {
-    for (group, sum) in days {
-        sqlx::query(add)
-            .bind(group.user_id)
-            .bind(group.day)
-            .bind(group.key_id)
-            .bind(group.module())
-            .bind(group.status)
-            .bind(sum.executions)
-            .bind(sum.wall_us)
-            .bind(sum.cpu_us)
-            .bind(sum.memory_peak_bytes)
-            .bind(sum.bytes_in)
-            .bind(sum.bytes_out)
-            .execute(&mut **transaction)
-            .await?;
+    let days: Vec<_> = days.iter().collect();
+    let mut left = days.as_slice();
+    for (size, text) in DAY_CHUNKS.into_iter().zip(adds) {
+        while let Some((chunk, rest)) = left.split_at_checked(size) {
+            let mut values = SqliteArguments::default();
+            for (group, sum) in chunk {
+                bind_sum(&mut values, group, sum).map_err(sqlx::Error::Encode)?;
+            }
+            sqlx::query_with(text.as_str(), values)
+                .execute(&mut **transaction)
+                .await?;
+            left = rest;
+        }
     }
     Ok(())
+}
+
+fn bind_sum(values: &mut SqliteArguments, group: &Group, sum: &Sum) -> Result<(), BoxDynError> {
+    values.add(group.user_id)?;
+    values.add(group.day)?;
+    values.add(group.key_id)?;
+    values.add(group.module())?;
+    values.add(group.status)?;
+    values.add(sum.executions)?;
+    values.add(sum.wall_us)?;
+    values.add(sum.cpu_us)?;
+    values.add(sum.memory_peak_bytes)?;
+    values.add(sum.bytes_in)?;
+    values.add(sum.bytes_out)
 }
 
 async fn modules(
