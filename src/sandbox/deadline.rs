@@ -39,21 +39,14 @@ const NEVER: u64 = u64::MAX;
 /// How often the watchdog looks while there are runs with [`Slack::Tick`], and how much later than
 /// asked it may stop them.
 const TICK: Duration = Duration::from_millis(2);
-/// When the watchdog looks again at a run with [`Slack::Tick`] that it found too late, before it stops it.
-const LOOK_AGAIN: Duration = Duration::from_micros(250);
-/// What of that the run must have been on a processor: else it was its thread that came too late.
-const USED_MIN: Duration = Duration::from_micros(150);
-/// How often the watchdog looks again at most.
-const LOOKS_MAX: u32 = 40;
 
 /// How exactly a run's deadline is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slack {
     /// To the moment: the watchdog is woken if it sleeps for longer.
     None,
-    /// A tick later will do, and later still while its thread waits for a processor, which holds up nobody
-    /// on it any longer. For runs so short and many that waking the watchdog for each would cost more than
-    /// they do.
+    /// A tick later will do. For runs so short and many that waking the watchdog for each would cost
+    /// more than they do.
     Tick,
 }
 
@@ -81,19 +74,9 @@ struct Run {
     thread: Option<signal::Thread>,
     number: u64,
     stop_global: Option<StopGlobal>,
-    /// Of a run with [`Slack::Tick`] that was not ordered to stop yet.
-    grace: Option<Grace>,
     /// Signals sent in the run at hand, or the last one.
     #[cfg(test)]
     signals: u32,
-}
-
-/// What is known of a run that may be late for want of a processor.
-#[derive(Debug, Default)]
-struct Grace {
-    looks: u32,
-    /// The thread's CPU time when it was first found too late.
-    used: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -158,9 +141,8 @@ pub(super) fn start() -> io::Result<()> {
 
 /// Makes a run's deadline pass now. Does nothing when the run is over.
 pub(super) fn expire(run: RunId) {
-    let mut current = run.seat.lock();
+    let current = run.seat.lock();
     if current.number == run.number && current.stop_global.is_some() {
-        current.grace = None;
         run.seat.deadline.store(0, Ordering::SeqCst);
         drop(current);
         watchdog().wake_by(0);
@@ -210,7 +192,6 @@ impl Sitting {
             run.signals = 0;
         }
         run.stop_global = Some(StopGlobal(stop_global));
-        run.grace = (slack == Slack::Tick).then(Grace::default);
         let wake_by = match slack {
             Slack::None => deadline,
             Slack::Tick => {
@@ -271,25 +252,6 @@ impl Drop for Armed<'_> {
 // (the promise of `arm`); the global itself is atomic.
 unsafe impl Send for StopGlobal {}
 
-impl Run {
-    /// Whether the run, which is too late, is so for want of a processor.
-    fn is_held_up(&mut self) -> bool {
-        let Some(grace) = &mut self.grace else {
-            return false;
-        };
-        let used = self.thread.as_ref().and_then(signal::Thread::cpu_time);
-        grace.looks += 1;
-        let is_held_up = used.is_some_and(|used| {
-            let since = used.saturating_sub(*grace.used.get_or_insert(used));
-            since < USED_MIN && grace.looks <= LOOKS_MAX
-        });
-        if !is_held_up {
-            self.grace = None;
-        }
-        is_held_up
-    }
-}
-
 impl Seat {
     fn new() -> Seat {
         Seat {
@@ -316,25 +278,23 @@ impl Seat {
         self.stop.swap(false, Ordering::AcqRel)
     }
 
-    /// Orders the guest to stop if its deadline has passed at `now`. Returns when to come again.
-    fn strike(&self, now: u64) -> Duration {
+    /// Orders the guest to stop if its deadline has passed at `now`.
+    fn strike(&self, now: u64) {
         // A guest's thread may have lost the processor while it holds the lock. The watchdog, whom
         // all threads need, does not wait for it, but comes again.
+        #[cfg_attr(not(test), expect(unused_mut, reason = "tests count signals"))]
         let mut run = match self.run.try_lock() {
             Ok(run) => run,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return REPEAT,
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let Some(global) = &run.stop_global else {
+            return;
         };
         // Looked at again under the lock: the run may have changed meanwhile.
         if self.deadline.load(Ordering::SeqCst) > now {
-            return REPEAT;
+            return;
         }
-        if run.is_held_up() {
-            return LOOK_AGAIN;
-        }
-        let Some(global) = &run.stop_global else {
-            return REPEAT;
-        };
         self.stop.store(true, Ordering::Release);
         // SAFETY: `stop_global` is set and we hold the lock, so by the promise of `arm` the global
         // is valid.
@@ -353,7 +313,6 @@ impl Seat {
                 self.under_way.store(false, Ordering::Release);
             }
         }
-        REPEAT
     }
 }
 
@@ -409,8 +368,8 @@ impl Watchdog {
                 if deadline > now {
                     next = next.min(deadline);
                 } else {
-                    let again = seat.strike(now);
-                    next = next.min(now.saturating_add(again.as_nanos() as u64));
+                    seat.strike(now);
+                    next = next.min(now.saturating_add(REPEAT.as_nanos() as u64));
                 }
             }
             if ticked != ticked_before {

@@ -17,7 +17,6 @@ pub(super) use polled::{Thread, install, this_thread};
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use std::sync::atomic::Ordering;
-    use std::time::Duration;
     use std::{io, mem, ptr};
 
     use super::super::SEAT;
@@ -91,25 +90,6 @@ mod x86_64 {
             // caller holds, before it ends.
             unsafe { libc::pthread_kill(self.0, number()) == 0 }
         }
-
-        /// How long it has been on a processor, if that can be told.
-        pub(in super::super) fn cpu_time(&self) -> Option<Duration> {
-            let mut clock = 0;
-            // SAFETY: the thread exists, as above; the structure is plain data and outlives the calls.
-            let time = unsafe {
-                let mut time: libc::timespec = mem::zeroed();
-                if libc::pthread_getcpuclockid(self.0, &mut clock) != 0
-                    || libc::clock_gettime(clock, &mut time) != 0
-                {
-                    return None;
-                }
-                time
-            };
-            Some(Duration::new(
-                time.tv_sec.try_into().ok()?,
-                time.tv_nsec.try_into().ok()?,
-            ))
-        }
     }
 
     /// Runs on the guest's thread, at any point of anything: it takes no lock, allocates nothing
@@ -144,7 +124,6 @@ mod x86_64 {
 #[cfg(not(target_arch = "x86_64"))]
 mod polled {
     use std::io;
-    use std::time::Duration;
 
     /// Nobody to signal.
     #[derive(Debug)]
@@ -161,10 +140,6 @@ mod polled {
     impl Thread {
         pub(in super::super) fn send(&self) -> bool {
             false
-        }
-
-        pub(in super::super) fn cpu_time(&self) -> Option<Duration> {
-            None
         }
     }
 }

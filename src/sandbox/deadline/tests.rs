@@ -1,15 +1,14 @@
 //! Guests that are stopped at any moment of anything.
 
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::super::engine::{Compiler, Prepared, prepare_with};
 use super::super::guest::{self, Guest, Place, Ran};
 use super::super::{Call, End, GuestLimits, Outcome, ShareKey, Stdout};
-use super::{LOOK_AGAIN, LOOKS_MAX, Sitting, Slack, TICK, expire, start};
+use super::{Sitting, expire, start};
 
 fn call(deadline: Duration) -> Call {
     Call {
@@ -276,41 +275,6 @@ fn a_guest_that_ends_in_time_is_left_alone_and_so_is_the_next_one() {
             );
         }
     }
-}
-
-#[test]
-fn a_slice_ends_for_a_guest_that_runs_and_not_for_one_whose_thread_has_no_processor() {
-    start().unwrap();
-    let sitting = Sitting::take().unwrap();
-    let global = AtomicI64::new(0);
-    let stopped_after = |spend: &dyn Fn()| {
-        // SAFETY: the global outlives the run, and there is no code.
-        let armed =
-            unsafe { sitting.arm(0..0, NonNull::from(&global), Instant::now(), Slack::Tick) };
-        spend();
-        armed.disarm()
-    };
-    let patience = Duration::from_secs(60);
-    let begun = Instant::now();
-    let is_left_alone = || !stopped_after(&|| thread::sleep(TICK + LOOK_AGAIN * 2));
-    // On a busy machine it may sleep for longer than is looked away.
-    while cfg!(target_arch = "x86_64") && !is_left_alone() {
-        assert!(begun.elapsed() < patience, "a thread that waits was struck");
-    }
-    let spin = || {
-        let begun = Instant::now();
-        while global.load(Ordering::Acquire) == 0 && begun.elapsed() < patience {}
-    };
-    global.store(0, Ordering::Release);
-    assert!(stopped_after(&spin), "a thread that runs was not struck");
-    // One that waits for ever is given up.
-    global.store(0, Ordering::Release);
-    let begun = Instant::now();
-    assert!(stopped_after(&|| {
-        while global.load(Ordering::Acquire) == 0 && begun.elapsed() < patience {
-            thread::sleep(LOOK_AGAIN * LOOKS_MAX);
-        }
-    }));
 }
 
 #[test]
