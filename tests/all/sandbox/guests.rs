@@ -68,9 +68,9 @@ async fn a_guest_that_sleeps_uses_no_cpu_time_and_one_that_spins_does() {
     let (slept, spun) = (slept.usage, spun.usage);
     assert!(slept.wall >= Duration::from_millis(300), "{slept:?}");
     assert!(spun.wall >= Duration::from_millis(300), "{spun:?}");
-    assert!(slept.cpu < Duration::from_millis(100), "{slept:?}");
-    // Also on a machine where a hundred others spin.
-    assert!(spun.cpu >= Duration::from_millis(1), "{spun:?}");
+    // How busy a machine is changes little of what sleeping takes; one that spins gets a share of it at least.
+    assert!(slept.cpu < Duration::from_millis(10), "{slept:?}");
+    assert!(spun.cpu > slept.cpu, "{spun:?}, {slept:?}");
     assert!(spun.cpu < spun.wall + Duration::from_millis(50), "{spun:?}");
 }
 

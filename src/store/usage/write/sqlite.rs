@@ -1,6 +1,6 @@
 //! SQLite's way: statements of many rows, because each one costs two changes of threads.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use sqlx::error::BoxDynError;
@@ -8,42 +8,38 @@ use sqlx::sqlite::SqliteArguments;
 use sqlx::{Arguments, Sqlite, Transaction};
 use uuid::Uuid;
 
-use super::super::sums::{Count, Days, Group, Sum, Sums};
+use super::super::sums::{Count, Group, Sum, Sums};
 use super::super::{Caller, Execution, Status, used};
 use super::of_row;
 use crate::sandbox::ModuleHash;
 use crate::store::StoreError;
 use crate::store::values::Stamp;
 
-/// How many days' sums go into one statement.
-const DAY_CHUNKS: [usize; 3] = [128, 16, 1];
-
-static DAYS: LazyLock<[String; DAY_CHUNKS.len()]> = LazyLock::new(|| adds("usage_daily"));
-static EXACT_DAYS: LazyLock<[String; DAY_CHUNKS.len()]> =
-    LazyLock::new(|| adds("usage_daily_exact"));
-
-/// The statements that add sums to their days' in one of the tables of sums.
-fn adds(table: &str) -> [String; DAY_CHUNKS.len()] {
-    DAY_CHUNKS.map(|sums| {
-        format!(
-            "INSERT INTO {table} (user_id, day, key_id, module, status, executions, wall_us, \
-             cpu_us, memory_peak_bytes, bytes_in, bytes_out) VALUES {} \
-             ON CONFLICT (user_id, day, key_id, module, status) DO UPDATE SET \
-             executions = executions + excluded.executions, \
-             wall_us = wall_us + excluded.wall_us, cpu_us = cpu_us + excluded.cpu_us, \
-             memory_peak_bytes = MAX(memory_peak_bytes, excluded.memory_peak_bytes), \
-             bytes_in = bytes_in + excluded.bytes_in, bytes_out = bytes_out + excluded.bytes_out",
-            vec![places(11); sums].join(", ")
-        )
-    })
-}
-
 /// How many rows go into one statement, the larger number first, and one last. The program of a larger statement, and
 /// its values, would not stay in the processor's cache, nor would what a thread that answers has there.
-const CHUNKS: [usize; 4] = [128, 32, 8, 1];
+const SIZES: [usize; 4] = [128, 32, 8, 1];
 
-/// The same for rows that have [`Common`] values.
-const ALIKE_CHUNKS: [usize; 1] = [128];
+/// A statement for each of [`SIZES`]. Their texts are made once: they are longer than what the rows hold.
+type Statements = LazyLock<[String; SIZES.len()]>;
+
+/// The rows, by as few of the statements as may be.
+fn chunks<'a, T>(rows: &'a [T], statements: &'static Statements) -> Vec<(&'static str, &'a [T])> {
+    let mut left = rows;
+    let mut chunks = Vec::new();
+    for (size, text) in SIZES.into_iter().zip(statements.iter()) {
+        while let Some((chunk, rest)) = left.split_at_checked(size) {
+            chunks.push((text.as_str(), chunk));
+            left = rest;
+        }
+    }
+    chunks
+}
+
+/// Places for the values of so many rows.
+fn places(rows: usize, values: usize) -> String {
+    let row = format!("({})", vec!["?"; values].join(", "));
+    vec![row; rows].join(", ")
+}
 
 /// Columns of a row's own values, and those of [`Common`] ones.
 const OWN: [&str; 8] = [
@@ -66,32 +62,28 @@ const COMMON: [&str; 7] = [
     "exact_status",
 ];
 
-/// The statements that write so many rows as [`CHUNKS`] says. Their text is made once: it is longer than what the
-/// rows hold.
-static INSERTS: LazyLock<[String; CHUNKS.len()]> = LazyLock::new(|| {
-    CHUNKS.map(|rows| {
-        let row = places(OWN.len() + COMMON.len());
-        insert(&format!("VALUES {}", vec![row; rows].join(", ")))
+/// They write rows.
+static INSERTS: Statements = LazyLock::new(|| {
+    SIZES.map(|rows| {
+        let places = places(rows, OWN.len() + COMMON.len());
+        insert(&format!("VALUES {places}"))
     })
 });
 
-/// The same for [`ALIKE_CHUNKS`]: the values that all rows have come first, and once. They are nearly half of what
+/// Rows with [`Common`] values that go into one statement.
+const ALIKE: usize = SIZES[0];
+
+/// It writes [`ALIKE`] rows. The values that all of them have come first, and once: they are nearly half of what
 /// there is to be bound, which takes longer than to write it.
-static ALIKE_INSERTS: LazyLock<[String; ALIKE_CHUNKS.len()]> = LazyLock::new(|| {
-    ALIKE_CHUNKS.map(|rows| {
-        let own: Vec<_> = (1..=OWN.len()).map(|at| format!("column{at}")).collect();
-        insert(&format!(
-            "SELECT {}, common.* FROM (SELECT {}) AS common CROSS JOIN (VALUES {}) WHERE TRUE",
-            own.join(", "),
-            ["?"; COMMON.len()].join(", "),
-            vec![places(OWN.len()); rows].join(", ")
-        ))
-    })
+static INSERT_ALIKE: LazyLock<String> = LazyLock::new(|| {
+    let own: Vec<_> = (1..=OWN.len()).map(|at| format!("column{at}")).collect();
+    insert(&format!(
+        "SELECT {}, common.* FROM (SELECT {}) AS common CROSS JOIN (VALUES {}) WHERE TRUE",
+        own.join(", "),
+        ["?"; COMMON.len()].join(", "),
+        places(ALIKE, OWN.len())
+    ))
 });
-
-fn places(values: usize) -> String {
-    format!("({})", vec!["?"; values].join(", "))
-}
 
 /// A statement that writes those of the rows that are not there yet.
 fn insert(rows: &str) -> String {
@@ -159,30 +151,22 @@ pub(super) async fn new_rows(
     }
     let mut others = Vec::new();
     for (common, rows) in &alike {
-        let mut left = rows.as_slice();
-        for (size, text) in ALIKE_CHUNKS.into_iter().zip(ALIKE_INSERTS.iter()) {
-            while let Some((chunk, rest)) = left.split_at_checked(size) {
-                let mut values = SqliteArguments::default();
-                values.reserve(COMMON.len() + size * OWN.len(), 0);
-                common.bind(&mut values).map_err(sqlx::Error::Encode)?;
-                for row in chunk {
-                    bind_own(&mut values, row).map_err(sqlx::Error::Encode)?;
-                }
-                if run(transaction, text, values).await? < size as u64 {
-                    return Ok(false);
-                }
-                left = rest;
+        let (chunks, rest) = rows.as_chunks::<ALIKE>();
+        for chunk in chunks {
+            let mut values = SqliteArguments::default();
+            common.bind(&mut values).map_err(sqlx::Error::Encode)?;
+            for row in chunk {
+                bind_own(&mut values, row).map_err(sqlx::Error::Encode)?;
             }
-        }
-        others.extend_from_slice(left);
-    }
-    let mut left = others.as_slice();
-    for (size, text) in CHUNKS.into_iter().zip(INSERTS.iter()) {
-        while let Some((chunk, rest)) = left.split_at_checked(size) {
-            if write(transaction, text, chunk).await? < size as u64 {
+            if run(transaction, &INSERT_ALIKE, values).await? < ALIKE as u64 {
                 return Ok(false);
             }
-            left = rest;
+        }
+        others.extend_from_slice(rest);
+    }
+    for (text, chunk) in chunks(&others, &INSERTS) {
+        if write(transaction, text, chunk).await? < chunk.len() as u64 {
+            return Ok(false);
         }
     }
     Ok(true)
@@ -193,7 +177,7 @@ pub(super) async fn rows(
     transaction: &mut Transaction<'_, Sqlite>,
     executions: &[Execution],
 ) -> Result<Sums, StoreError> {
-    const ONE: usize = CHUNKS.len() - 1;
+    const ONE: usize = SIZES.len() - 1;
     let mut sums = Sums::default();
     for row in executions {
         if write(transaction, &INSERTS[ONE], &[row]).await? > 0 {
@@ -210,7 +194,6 @@ async fn write(
     rows: &[&Execution],
 ) -> Result<u64, StoreError> {
     let mut values = SqliteArguments::default();
-    values.reserve(rows.len() * (OWN.len() + COMMON.len()), 0);
     for row in rows {
         bind_own(&mut values, row).map_err(sqlx::Error::Encode)?;
         let common = Common::of(row);
@@ -224,10 +207,8 @@ async fn run(
     text: &'static str,
     values: SqliteArguments,
 ) -> Result<u64, StoreError> {
-    let done = sqlx::query_with(text, values)
-        .execute(&mut **transaction)
-        .await;
-    Ok(done.map_err(of_row)?.rows_affected())
+    let done = sqlx::query_with(text, values).execute(&mut **transaction);
+    Ok(done.await.map_err(of_row)?.rows_affected())
 }
 
 /// Adds what the rows add up to.
@@ -235,31 +216,44 @@ pub(super) async fn add(
     transaction: &mut Transaction<'_, Sqlite>,
     sums: &Sums,
 ) -> Result<(), StoreError> {
-    days(transaction, DAYS.as_slice(), &sums.days).await?;
-    days(transaction, EXACT_DAYS.as_slice(), &sums.exact_days).await?;
-    modules(transaction, &sums.modules).await
-}
-
-async fn days(
-    transaction: &mut Transaction<'_, Sqlite>,
-    adds: &'static [String],
-    days: &Days,
-) -> Result<(), StoreError> {
-    let days: Vec<_> = days.iter().collect();
-    let mut left = days.as_slice();
-    for (size, text) in DAY_CHUNKS.into_iter().zip(adds) {
-        while let Some((chunk, rest)) = left.split_at_checked(size) {
+    for (days, statements) in [(&sums.days, &DAYS), (&sums.exact_days, &EXACT_DAYS)] {
+        let days: Vec<_> = days.iter().collect();
+        for (text, chunk) in chunks(&days, statements) {
             let mut values = SqliteArguments::default();
             for (group, sum) in chunk {
                 bind_sum(&mut values, group, sum).map_err(sqlx::Error::Encode)?;
             }
-            sqlx::query_with(text.as_str(), values)
-                .execute(&mut **transaction)
-                .await?;
-            left = rest;
+            run(transaction, text, values).await?;
         }
     }
+    let modules: Vec<_> = sums.modules.iter().collect();
+    for (text, chunk) in chunks(&modules, &MODULES) {
+        let mut values = SqliteArguments::default();
+        for (module_id, count) in chunk {
+            bind_count(&mut values, module_id, count).map_err(sqlx::Error::Encode)?;
+        }
+        run(transaction, text, values).await?;
+    }
     Ok(())
+}
+
+static DAYS: Statements = LazyLock::new(|| adds("usage_daily"));
+static EXACT_DAYS: Statements = LazyLock::new(|| adds("usage_daily_exact"));
+
+/// They add sums to their days' in one of the tables of sums.
+fn adds(table: &str) -> [String; SIZES.len()] {
+    SIZES.map(|sums| {
+        format!(
+            "INSERT INTO {table} (user_id, day, key_id, module, status, executions, wall_us, \
+             cpu_us, memory_peak_bytes, bytes_in, bytes_out) VALUES {} \
+             ON CONFLICT (user_id, day, key_id, module, status) DO UPDATE SET \
+             executions = executions + excluded.executions, \
+             wall_us = wall_us + excluded.wall_us, cpu_us = cpu_us + excluded.cpu_us, \
+             memory_peak_bytes = MAX(memory_peak_bytes, excluded.memory_peak_bytes), \
+             bytes_in = bytes_in + excluded.bytes_in, bytes_out = bytes_out + excluded.bytes_out",
+            places(sums, 11)
+        )
+    })
 }
 
 fn bind_sum(values: &mut SqliteArguments, group: &Group, sum: &Sum) -> Result<(), BoxDynError> {
@@ -276,20 +270,24 @@ fn bind_sum(values: &mut SqliteArguments, group: &Group, sum: &Sum) -> Result<()
     values.add(sum.bytes_out)
 }
 
-async fn modules(
-    transaction: &mut Transaction<'_, Sqlite>,
-    modules: &BTreeMap<Uuid, Count>,
-) -> Result<(), StoreError> {
-    for (module_id, count) in modules {
-        sqlx::query(
-            "UPDATE modules SET execution_count = execution_count + $2, \
-             last_executed_at = MAX(COALESCE(last_executed_at, $3), $3) WHERE id = $1",
+/// They add executions to their modules' counts.
+static MODULES: Statements = LazyLock::new(|| {
+    SIZES.map(|modules| {
+        format!(
+            "UPDATE modules SET execution_count = execution_count + column2, \
+             last_executed_at = MAX(COALESCE(last_executed_at, column3), column3) \
+             FROM (VALUES {}) WHERE id = column1",
+            places(modules, 3)
         )
-        .bind(module_id)
-        .bind(count.executions)
-        .bind(Stamp::from(count.last_at))
-        .execute(&mut **transaction)
-        .await?;
-    }
-    Ok(())
+    })
+});
+
+fn bind_count(
+    values: &mut SqliteArguments,
+    module_id: &Uuid,
+    count: &Count,
+) -> Result<(), BoxDynError> {
+    values.add(module_id)?;
+    values.add(count.executions)?;
+    values.add(Stamp::from(count.last_at))
 }
