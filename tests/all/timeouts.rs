@@ -101,9 +101,10 @@ async fn a_client_that_does_not_read_is_not_waited_for() {
         .await
         .unwrap();
     eventually("the request has ended", async || {
+        // In this order: it is active when it has reached the upstream, not when the page is made before.
+        let begun = large.hits() == 1;
         let active = gateway.metric("wasmwiz_requests_active").await?;
         // The one that asks is one.
-        let begun = large.hits() == 1;
         (begun && active <= 1.0).then_some(())
     })
     .await;
