@@ -35,7 +35,7 @@ use crate::gateway::plan::{Parts, Plan};
 use crate::gateway::{BodyRoom, BuiltinMetrics, Gateway, Listener, Serves, Shared};
 use crate::limits::Limiter;
 use crate::modules::Registry;
-use crate::sandbox::{Call, Preparation, Sandbox, ShareKey, Stdout};
+use crate::sandbox::{Call, Preparation, Sandbox, ShareKey, Stdout, Strings};
 use crate::store::Store;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::metrics;
@@ -520,8 +520,8 @@ async fn self_test(sandbox: &Sandbox) -> anyhow::Result<()> {
     let wasm = crate::sandbox::to_binary(Bytes::from_static(TINY.as_bytes()))?;
     let module = sandbox.prepare(wasm, Preparation::Optimised).await?;
     let call = Call {
-        args: vec!["self-test".into()],
-        env: Vec::new(),
+        args: Strings::arguments(["self-test"]),
+        env: Strings::default(),
         stdin: Bytes::new().into(),
         files: None,
         stdout: Stdout::Collect,

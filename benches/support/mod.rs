@@ -14,7 +14,7 @@ use bytes::Bytes;
 use wasm_wizard::config::Config;
 use wasm_wizard::sandbox::{
     Call, End, GuestLimits, ModuleError, Outcome, Preparation, Prepared, Sandbox, Settings,
-    ShareKey, Stdin, Stdout,
+    ShareKey, Stdin, Stdout, Strings,
 };
 
 pub use guests::{guest, never_seen};
@@ -51,8 +51,8 @@ pub async fn prepare_best(sandbox: &Sandbox, wasm: Bytes) -> Result<Arc<Prepared
 /// A request with an input of its own.
 pub fn call(input: Bytes, deadline: Duration) -> Call {
     Call {
-        args: vec!["guest".into()],
-        env: Vec::new(),
+        args: Strings::arguments(["guest"]),
+        env: Strings::default(),
         stdin: Stdin::Bytes(input),
         files: None,
         stdout: Stdout::Collect,

@@ -11,7 +11,7 @@ use libfuzzer_sys::arbitrary::{self, Unstructured};
 use wasm_smith::Config;
 use wasm_wizard::sandbox::{
     self, Call, CompileSettings, End, GuestLimits, ModuleError, Outcome, Preparation, Sandbox,
-    Settings, ShareKey, Stdout,
+    Settings, ShareKey, Stdout, Strings,
 };
 
 /// What a sandbox's parts may take before it counts as hanging.
@@ -151,8 +151,8 @@ fn refused(error: &ModuleError) -> Option<Outcome> {
 
 fn call() -> Call {
     Call {
-        args: vec!["guest".into(), "argument".into()],
-        env: vec![("NAME".into(), "value".into())],
+        args: Strings::arguments(["guest", "argument"]),
+        env: Strings::variables([("NAME", "value")]),
         stdin: Bytes::from_static(b"some input\n").into(),
         files: None,
         stdout: Stdout::Collect,

@@ -20,7 +20,9 @@ use super::{Api, Settings};
 use crate::auth::KeyPrincipal;
 use crate::failure::Failure;
 use crate::limits::Seat;
-use crate::sandbox::{Call, ModuleHash, Preparation, Prepared, RunError, ShareKey, Stdout};
+use crate::sandbox::{
+    Call, ModuleHash, Preparation, Prepared, RunError, ShareKey, Stdout, Strings,
+};
 
 pub(super) const WASM_NAMES: &[&str] = &["wasm", "wasm_file"];
 pub(super) const INPUT_NAMES: &[&str] = &["input", "input_data"];
@@ -132,8 +134,8 @@ impl Api {
             .guest_limits(Some(principal.tier), settings.guest);
         let seat = self.seat(principal, limits.deadline).await?;
         let call = Call {
-            args: vec!["main.wasm".to_owned()],
-            env: Vec::new(),
+            args: Strings::arguments(["main.wasm"]),
+            env: Strings::default(),
             stdin: input.into(),
             files: None,
             stdout: Stdout::Collect,

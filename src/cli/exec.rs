@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::config::{Config, Period, Size};
 use crate::sandbox::{
     self, Call, End, Files, GuestLimits, ModuleHash, Outcome, Preparation, Sandbox, ShareKey,
-    Stdout,
+    Stdout, Strings,
 };
 
 const EXAMPLES: &str = "\
@@ -62,14 +62,10 @@ pub struct Args {
 pub(super) fn run(args: &Args, config: &Config) -> anyhow::Result<i32> {
     let bytes = read_bounded(&args.file, config.sandbox.wasm_bytes_max)?;
     let call = Call {
-        args: std::iter::once("main.wasm".to_owned())
-            .chain(args.args.iter().cloned())
-            .collect(),
-        env: args
-            .env
-            .iter()
-            .map(|pair| variable(pair))
-            .collect::<anyhow::Result<_>>()?,
+        args: Strings::arguments(
+            std::iter::once("main.wasm").chain(args.args.iter().map(String::as_str)),
+        ),
+        env: environment(&args.env)?,
         stdin: input(args, config.api.input_bytes_max)?.into(),
         files: files(args)?,
         stdout: Stdout::Collect,
@@ -106,11 +102,15 @@ fn limits(args: &Args, configured: GuestLimits) -> GuestLimits {
     }
 }
 
-fn variable(pair: &str) -> anyhow::Result<(String, String)> {
-    match pair.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => bail!("--env wants NAME=VALUE, not `{pair}`"),
+fn environment(pairs: &[String]) -> anyhow::Result<Strings> {
+    let mut variables = Strings::default();
+    for pair in pairs {
+        match pair.split_once('=') {
+            Some((name, value)) if !name.is_empty() => variables.add_variable(name, value),
+            _ => bail!("--env wants NAME=VALUE, not `{pair}`"),
+        }
     }
+    Ok(variables)
 }
 
 fn files(args: &Args) -> anyhow::Result<Option<Arc<Files>>> {

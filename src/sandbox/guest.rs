@@ -106,7 +106,7 @@ pub(super) fn run(
         wall,
         cpu: match place {
             Place::Own => thread_cpu_time().saturating_sub(cpu_started),
-            // It did not wait, so it is no more than that, and no less but for a moment.
+            // It did not wait, so it is no more than that, and no less unless the thread lost the processor.
             Place::Borrowed(_) => wall,
         },
         queued,
@@ -176,6 +176,7 @@ fn start(
         stdout: call.stdout,
         stdout_bytes_max: limits.stdout_bytes_max,
         stderr_bytes_max: limits.stderr_bytes_max,
+        started,
         deadline,
         stop: Arc::clone(stop),
         may_block: place == Place::Own,

@@ -41,6 +41,7 @@ mod priority;
 mod sections;
 mod stack;
 mod stop;
+mod strings;
 mod tunables;
 mod warm;
 mod wasi;
@@ -70,15 +71,16 @@ pub use pipe::{PipeError, PipeReader, PipeWriter, pipe};
 pub use priority::serve_promptly;
 pub use settings::{ArtifactSettings, CompileSettings, GuestLimits, Settings};
 pub use stop::StopSignal;
+pub use strings::Strings;
 pub use text::{TEXT_BYTES_MAX, to_binary};
 pub use worker::compile_worker;
 
 /// What one guest gets.
 pub struct Call {
     /// `argv`; the first is the program's name.
-    pub args: Vec<String>,
+    pub args: Strings,
     /// Environment variables, in order.
-    pub env: Vec<(String, String)>,
+    pub env: Strings,
     pub stdin: Stdin,
     /// What the guest finds as its root directory, `/`. Without it there are no files.
     pub files: Option<Arc<Files>>,

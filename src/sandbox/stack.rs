@@ -110,7 +110,7 @@ mod tests {
     use super::super::deadline::{self, Sitting};
     use super::super::engine::{Compiler, prepare_with};
     use super::super::guest::{self, Guest, Place, Ran};
-    use super::super::{Call, End, GuestLimits, ShareKey, Stdout};
+    use super::super::{Call, End, GuestLimits, ShareKey, Stdout, Strings};
     use super::*;
 
     /// Calls itself as often as its input has bytes.
@@ -129,8 +129,8 @@ mod tests {
 
     fn end_of(sitting: &Sitting, module: &Arc<Prepared>, depth: usize, stack_kib: u64) -> End {
         let call = Call {
-            args: Vec::new(),
-            env: Vec::new(),
+            args: Strings::default(),
+            env: Strings::default(),
             stdin: bytes::Bytes::from(vec![0; depth]).into(),
             files: None,
             stdout: Stdout::Collect,

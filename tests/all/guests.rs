@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use wasm_wizard::sandbox::{
     Call, CompileSettings, End, Files, GuestLimits, Preparation, Sandbox, Settings, ShareKey,
-    Stdout, to_binary,
+    Stdout, Strings, to_binary,
 };
 
 /// One run: the guest, its standard input, its environment.
@@ -110,12 +110,8 @@ async fn show(sandbox: &Sandbox, file: &Path, run: &Run) -> Shown {
 
 fn call(run: &Run) -> Call {
     Call {
-        args: vec![run.guest.to_owned()],
-        env: run
-            .env
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect(),
+        args: Strings::arguments([run.guest]),
+        env: Strings::variables(run.env.iter().copied()),
         stdin: Bytes::from_static(run.stdin).into(),
         files: None,
         stdout: Stdout::Collect,

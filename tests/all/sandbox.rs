@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use wasm_wizard::sandbox::{
     Call, CompileSettings, End, GuestLimits, ModuleError, Outcome, Preparation, Prepared, Sandbox,
-    Settings, ShareKey, Stdout,
+    Settings, ShareKey, Stdout, Strings,
 };
 
 /// Longer than anything takes that ends at all, also on a slow machine that is busy with others.
@@ -61,8 +61,8 @@ fn sandbox() -> Sandbox {
 
 fn call() -> Call {
     Call {
-        args: vec!["guest".into()],
-        env: Vec::new(),
+        args: Strings::arguments(["guest"]),
+        env: Strings::default(),
         stdin: Bytes::new().into(),
         files: None,
         stdout: Stdout::Collect,

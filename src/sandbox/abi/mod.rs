@@ -5,6 +5,8 @@ pub mod wagi;
 
 use std::net::SocketAddr;
 
+use super::Strings;
+
 /// A way to speak HTTP with a guest.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
@@ -63,7 +65,7 @@ impl AuthType {
 }
 
 /// What a guest finds when it starts: `argv` and the environment.
-pub type ArgsAndEnv = (Vec<String>, Vec<(String, String)>);
+pub type ArgsAndEnv = (Strings, Strings);
 
 impl Abi {
     /// `argv` and environment of a guest for one HTTP request. `args` and `env` are what the route
@@ -76,13 +78,22 @@ impl Abi {
         args: &[String],
         env: &[(String, String)],
     ) -> ArgsAndEnv {
-        let (args, mut variables) = match self {
-            Abi::Command => command::args_and_env(request, args),
-            Abi::Wagi => wagi::args_and_env(request),
-        };
-        variables.retain(|(name, _)| !env.iter().any(|(configured, _)| configured == name));
-        variables.extend_from_slice(env);
-        (args, variables)
+        match self {
+            Abi::Command => command::args_and_env(request, args, env),
+            Abi::Wagi => wagi::args_and_env(request, env),
+        }
+    }
+}
+
+/// Adds a variable of the request's, unless one of its name is configured.
+fn add_request_variable(
+    variables: &mut Strings,
+    name: &str,
+    value: &str,
+    configured: &[(String, String)],
+) {
+    if !configured.iter().any(|(other, _)| other == name) {
+        variables.add_variable(name, value);
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::super::deadline::{self, Sitting};
 use super::super::engine::{Compiler, Prepared, prepare_here, prepare_with};
 use super::super::guest::{self, Guest, Place, Ran};
-use super::super::{Call, End, GuestLimits, Outcome, ShareKey, Stdout};
+use super::super::{Call, End, GuestLimits, Outcome, ShareKey, Stdout, Strings};
 use super::{Data, Instance};
 use crate::sandbox::tunables::Room;
 use crate::sandbox::warm::WarmPool;
@@ -37,8 +37,8 @@ fn run_with(
     let guest = Guest {
         module: Arc::clone(module),
         call: Call {
-            args: Vec::new(),
-            env: Vec::new(),
+            args: Strings::default(),
+            env: Strings::default(),
             stdin: stdin.into(),
             stdout: Stdout::Collect,
             files: None,

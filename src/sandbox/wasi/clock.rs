@@ -42,6 +42,10 @@ impl Clocks {
         Clocks { start: now }
     }
 
+    pub fn started(&self) -> Instant {
+        self.start
+    }
+
     /// Nanoseconds on a clock, in steps of [`RESOLUTION_NS`].
     pub fn now_ns(&self, clock: Clock) -> u64 {
         let ns = match clock {

@@ -30,7 +30,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{self as sandbox, Files, Stdout, StopSignal};
+use super::{self as sandbox, Files, Stdout, StopSignal, Strings};
 use clock::Clocks;
 use descriptors::Descriptors;
 use errno::Errno;
@@ -48,10 +48,10 @@ pub(super) const INLINE_OUTPUT_MAX: u64 = 64 * 1024;
 
 /// What one guest gets from its host.
 pub(super) struct Config {
-    /// `argv`, as far as each goes without a NUL byte.
-    pub args: Vec<String>,
-    /// Environment variables; one that holds a NUL byte, or a `=` in its name, is left out.
-    pub env: Vec<(String, String)>,
+    /// `argv`.
+    pub args: Strings,
+    /// Environment variables.
+    pub env: Strings,
     pub stdin: sandbox::Stdin,
     /// What the guest finds as `/`.
     pub files: Option<Arc<Files>>,
@@ -60,6 +60,8 @@ pub(super) struct Config {
     pub stdout_bytes_max: u64,
     /// Standard error kept; what is written beyond it is dropped.
     pub stderr_bytes_max: u64,
+    /// Where its monotonic clock begins.
+    pub started: Instant,
     /// When the guest must have ended. No call waits or works for longer.
     pub deadline: Instant,
     /// Tells waiting calls that nobody wants the answer any more.
@@ -111,8 +113,8 @@ type Answer = Result<(), Failure>;
 
 /// The WASI state of one guest.
 pub(super) struct Wasi {
-    args: Vec<String>,
-    env: Vec<(String, String)>,
+    args: Strings,
+    env: Strings,
     stdin: Stdin,
     stdout: StdoutSink,
     stderr: Stderr,
@@ -137,7 +139,7 @@ impl Wasi {
             stderr: Stderr::new(config.stderr_bytes_max),
             descriptors: Descriptors::new(config.files.as_deref().map(Files::root)),
             files: config.files,
-            clocks: Clocks::start(Instant::now()),
+            clocks: Clocks::start(config.started),
             deadline: config.deadline,
             stop: config.stop,
             may_block: config.may_block,
@@ -158,7 +160,7 @@ impl Wasi {
         }
     }
 
-    /// What the guest was started with, to run it again from the start on a thread that may wait.
+    /// What the guest was started with, to run it again from the start.
     /// Only for a guest that might not: of it nothing has left yet.
     pub fn rewind(self) -> Config {
         Config {
@@ -169,6 +171,7 @@ impl Wasi {
             stdout_bytes_max: self.stdout.bytes_max(),
             stdout: self.stdout.rewind(),
             stderr_bytes_max: self.stderr.bytes_max(),
+            started: self.clocks.started(),
             deadline: self.deadline,
             stop: self.stop,
             may_block: true,

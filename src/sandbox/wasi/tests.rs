@@ -8,7 +8,7 @@ use super::memory::Memory;
 use super::poll::SubscriptionLayout;
 use super::stat::FilestatLayout;
 use super::*;
-use crate::sandbox::{Stdin, input, pipe};
+use crate::sandbox::{Stdin, Strings, input, pipe};
 
 mod files;
 mod streams;
@@ -32,16 +32,14 @@ const INVAL: Answer = Err(Failure::Errno(Errno::Inval));
 
 fn config(stop: &Arc<StopSignal>) -> Config {
     Config {
-        args: vec!["program".to_owned(), "x=1".to_owned()],
-        env: vec![
-            ("A".to_owned(), "1".to_owned()),
-            ("EMPTY".to_owned(), String::new()),
-        ],
+        args: Strings::arguments(["program", "x=1"]),
+        env: Strings::variables([("A", "1"), ("EMPTY", "")]),
         stdin: Bytes::from_static(b"hello, guest").into(),
         files: None,
         stdout: Stdout::Collect,
         stdout_bytes_max: 1000,
         stderr_bytes_max: 10,
+        started: Instant::now(),
         deadline: Instant::now() + Duration::from_secs(600),
         stop: Arc::clone(stop),
         may_block: true,
@@ -121,7 +119,7 @@ fn end() -> u32 {
 
 #[test]
 fn arguments_are_c_strings_in_a_table() {
-    let mut guest = Guest::with(|config| config.args.push("cut\0off".to_owned()));
+    let mut guest = Guest::with(|config| config.args.add_argument("cut\0off"));
     guest
         .call(|wasi, memory| wasi.args_sizes_get(memory, OUT, OUT + 4))
         .unwrap();
@@ -140,7 +138,7 @@ fn arguments_are_c_strings_in_a_table() {
 fn variables_that_a_c_string_cannot_hold_are_left_out() {
     let mut guest = Guest::with(|config| {
         for (name, value) in [("N\0", "x"), ("N", "x\0y"), ("A=B", "x"), ("", "x")] {
-            config.env.push((name.to_owned(), value.to_owned()));
+            config.env.add_variable(name, value);
         }
     });
     guest
@@ -178,6 +176,15 @@ fn strings_that_do_not_fit_are_a_fault() {
             guest.call(|wasi, memory| wasi.environ_sizes_get(memory, count, bytes)),
             FAULT
         );
+    }
+}
+
+#[test]
+fn no_address_is_wrong_where_nothing_is_written() {
+    let mut guest = Guest::with(|config| config.env = Strings::default());
+    for (table, text) in [(end(), end() + 1), (u32::MAX, u32::MAX)] {
+        let got = guest.call(|wasi, memory| wasi.environ_get(memory, table, text));
+        assert_eq!(got, Ok(()));
     }
 }
 

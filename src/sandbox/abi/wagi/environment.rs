@@ -7,11 +7,15 @@ use std::borrow::Cow;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::sandbox::abi::{ArgsAndEnv, Request};
+use crate::sandbox::Strings;
+use crate::sandbox::abi::{ArgsAndEnv, Request, add_request_variable};
 
 /// Most bytes of environment in all, names and values and two more for each (`=` and NUL). A
 /// variable that does not fit any more is left out; the request's headers come last.
 pub const ENV_BYTES_MAX: usize = 128 * 1024;
+
+/// What the environment of a browser's request takes.
+const ENV_BYTES_USUAL: usize = 2048;
 
 /// Most bytes of arguments in all, and one more for each (NUL). Those that do not fit any more are
 /// left out.
@@ -50,18 +54,24 @@ pub fn is_given(name: &HeaderName) -> bool {
 /// `argv` is SCRIPT_NAME (`/` if that is empty) and then the query string's parts between `&`, as
 /// they came (WAGI's rule; that of RFC 3875 section 4.4 would leave out queries with a `=`). A
 /// variable whose value holds a NUL byte is left out, as the environment can't hold one. Bytes that
-/// are not UTF-8 become U+FFFD.
-pub fn args_and_env(request: &Request<'_>) -> ArgsAndEnv {
+/// are not UTF-8 become U+FFFD. Variables that are `configured` come last.
+pub fn args_and_env(request: &Request<'_>, configured: &[(String, String)]) -> ArgsAndEnv {
     let path = SplitPath::of(request);
     let args = arguments(path.script_name, request.query);
-    let mut env = Environment::default();
+    let mut env = Environment {
+        variables: Strings::with_room(ENV_BYTES_USUAL),
+        bytes: 0,
+        configured,
+    };
     set_request(&mut env, request, &path);
     set_connection(&mut env, request);
-    for (name, value) in request.params {
-        env.set_once(&format!("WW_PARAM_{}", variable_name(name)), value);
-    }
+    set_params(&mut env, request.params);
     set_headers(&mut env, request);
-    (args, env.variables)
+    let mut variables = env.variables;
+    for (name, value) in configured {
+        variables.add_variable(name, value);
+    }
+    (args, variables)
 }
 
 /// A request's path where the route's part ends and the script's begins, both still encoded.
@@ -89,32 +99,28 @@ impl<'a> SplitPath<'a> {
 }
 
 /// The variables of one guest, within [`ENV_BYTES_MAX`].
-#[derive(Default)]
-struct Environment {
-    variables: Vec<(String, String)>,
+struct Environment<'a> {
+    variables: Strings,
     bytes: usize,
+    /// These win over those of the same name.
+    configured: &'a [(String, String)],
 }
 
-impl Environment {
-    fn set(&mut self, name: &str, value: &str) {
+impl Environment<'_> {
+    /// Whether there is such a variable now.
+    fn set(&mut self, name: &str, value: &str) -> bool {
         const EXTRA_BYTES: usize = 2;
         let bytes = name.len() + value.len() + EXTRA_BYTES;
         if value.contains('\0') || bytes > ENV_BYTES_MAX - self.bytes {
-            return;
+            return false;
         }
         self.bytes += bytes;
-        self.variables.push((name.to_owned(), value.to_owned()));
-    }
-
-    /// Sets a variable whose name may be there already; the first value stays.
-    fn set_once(&mut self, name: &str, value: &str) {
-        if !self.variables.iter().any(|(known, _)| known == name) {
-            self.set(name, value);
-        }
+        add_request_variable(&mut self.variables, name, value, self.configured);
+        true
     }
 }
 
-fn arguments(script_name: &str, query: Option<&str>) -> Vec<String> {
+fn arguments(script_name: &str, query: Option<&str>) -> Strings {
     let parts = query
         .into_iter()
         .flat_map(|query| query.split('&'))
@@ -125,18 +131,15 @@ fn arguments(script_name: &str, query: Option<&str>) -> Vec<String> {
         script_name
     };
     let mut left = ARGS_BYTES_MAX;
-    std::iter::once(program)
-        .chain(parts)
-        .map_while(|arg| {
-            left = left.checked_sub(arg.len() + 1)?;
-            Some(arg.to_owned())
-        })
-        .collect()
+    Strings::arguments(std::iter::once(program).chain(parts).map_while(|arg| {
+        left = left.checked_sub(arg.len() + 1)?;
+        Some(arg)
+    }))
 }
 
 /// What the request asks for: RFC 3875 sections 4.1.2, 4.1.3, 4.1.5 to 4.1.7, 4.1.12 and 4.1.13,
 /// and WAGI's own.
-fn set_request(env: &mut Environment, request: &Request<'_>, path: &SplitPath<'_>) {
+fn set_request(env: &mut Environment<'_>, request: &Request<'_>, path: &SplitPath<'_>) {
     env.set("REQUEST_METHOD", request.method.as_str());
     env.set("SCRIPT_NAME", path.script_name);
     let info = percent_decoded(path.info);
@@ -156,8 +159,19 @@ fn set_request(env: &mut Environment, request: &Request<'_>, path: &SplitPath<'_
     }
 }
 
+/// What the route's pattern matched. Of parameters whose variables have the same name, the first stays.
+fn set_params(env: &mut Environment<'_>, params: &[(String, String)]) {
+    let mut names = Vec::with_capacity(params.len());
+    for (param, value) in params {
+        let name = format!("WW_PARAM_{}", variable_name(param));
+        if !names.contains(&name) && env.set(&name, value) {
+            names.push(name);
+        }
+    }
+}
+
 /// Who talks to whom: RFC 3875 sections 4.1.1, 4.1.4, 4.1.8, 4.1.9, 4.1.11 and 4.1.14 to 4.1.17.
-fn set_connection(env: &mut Environment, request: &Request<'_>) {
+fn set_connection(env: &mut Environment<'_>, request: &Request<'_>) {
     env.set("GATEWAY_INTERFACE", "CGI/1.1");
     env.set(
         "SERVER_SOFTWARE",
@@ -183,7 +197,7 @@ fn set_connection(env: &mut Environment, request: &Request<'_>) {
 }
 
 /// `HTTP_*`: RFC 3875 section 4.1.18. HTTP/2 has no `Host` field; guests get one all the same.
-fn set_headers(env: &mut Environment, request: &Request<'_>) {
+fn set_headers(env: &mut Environment<'_>, request: &Request<'_>) {
     if !request.headers.contains_key(header::HOST) {
         env.set("HTTP_HOST", &authority(request));
     }

@@ -13,7 +13,7 @@ use crate::sandbox::deadline::Sitting;
 use crate::sandbox::engine::Prepared;
 use crate::sandbox::guest::{self, Guest, Place, Ran};
 use crate::sandbox::memory::{MemoryPool, dirty};
-use crate::sandbox::{Call, Files, GuestLimits, Outcome, ShareKey, Stdout};
+use crate::sandbox::{Call, Files, GuestLimits, Outcome, ShareKey, Stdout, Strings};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -64,8 +64,8 @@ fn run(
     let guest = Guest {
         module: Arc::clone(module),
         call: Call {
-            args: vec!["guest".into()],
-            env: vec![("NAME".into(), "value".into())],
+            args: Strings::arguments(["guest"]),
+            env: Strings::variables([("NAME", "value")]),
             stdin: Bytes::copy_from_slice(stdin).into(),
             stdout: Stdout::Collect,
             files: files.cloned(),

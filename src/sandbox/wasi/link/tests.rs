@@ -8,7 +8,7 @@ use wasmer::{Imports, Instance, Module, Value};
 
 use super::super::{Config, Output};
 use super::*;
-use crate::sandbox::{Stdout, StopSignal};
+use crate::sandbox::{Stdout, StopSignal, Strings};
 
 mod examples;
 mod table;
@@ -74,13 +74,14 @@ struct Guest {
 
 fn config() -> Config {
     Config {
-        args: vec!["guest".to_owned()],
-        env: vec![("A".to_owned(), "1".to_owned())],
+        args: Strings::arguments(["guest"]),
+        env: Strings::variables([("A", "1")]),
         stdin: Bytes::new().into(),
         files: None,
         stdout: Stdout::Collect,
         stdout_bytes_max: 1 << 20,
         stderr_bytes_max: 1 << 16,
+        started: Instant::now(),
         deadline: Instant::now() + Duration::from_secs(600),
         stop: Arc::new(StopSignal::default()),
         may_block: true,

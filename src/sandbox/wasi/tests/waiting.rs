@@ -306,8 +306,8 @@ async fn a_guest_that_would_have_waited_starts_again_with_what_it_had() {
     assert_eq!(guest.write(1, &[(0, 5)]), Ok(5));
     let config = guest.wasi.rewind();
     assert!(config.may_block);
-    assert_eq!(config.args, ["program", "x=1"]);
-    assert_eq!(config.env.len(), 2);
+    assert_eq!(config.args, Strings::arguments(["program", "x=1"]));
+    assert_eq!(config.env.count(), 2);
     assert_eq!(
         (config.stdout_bytes_max, config.stderr_bytes_max),
         (1000, 10)

@@ -46,8 +46,8 @@ impl Fixture {
         self
     }
 
-    fn args_and_env(&self) -> ArgsAndEnv {
-        args_and_env(&Request {
+    fn args_and_env(&self) -> (Vec<String>, Vec<(String, String)>) {
+        let request = Request {
             method: &self.method,
             path: &self.path,
             query: self.query.as_deref(),
@@ -62,7 +62,15 @@ impl Fixture {
             principal: self.principal.as_deref().map(|id| (AuthType::Bearer, id)),
             request_id: "0197-id",
             content_length: self.content_length,
-        })
+        };
+        let (args, env) = args_and_env(&request, &[]);
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let pair = |variable: String| {
+            let (name, value) = variable.split_once('=').unwrap();
+            (name.to_owned(), value.to_owned())
+        };
+        let env = env.iter().map(text);
+        (args.iter().map(text).collect(), env.map(pair).collect())
     }
 
     fn env(&self) -> HashMap<String, String> {

@@ -15,10 +15,7 @@ fn wasm(name: &str) -> Vec<u8> {
 fn run(name: &str, stdin: &[u8], env: &[(&str, &str)]) -> (i32, String, String) {
     let mut config = config();
     config.stdin = Bytes::copy_from_slice(stdin).into();
-    config.env = env
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
+    config.env = Strings::variables(env.iter().copied());
     let mut guest = Guest::new(&wasm(name), Some(config));
     let code = match guest.call("_start") {
         Ok(_) => 0,
