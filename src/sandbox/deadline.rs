@@ -12,6 +12,9 @@
 //!   the hidden global when it gets back.
 //!
 //! Only one signal per thread is under way at a time: queued ones would starve it.
+//!
+//! The watchdog also sees to it that a guest that goes on for a while no longer has the processor as soon as
+//! one that has just begun ([`super::priority`]).
 
 #![expect(
     unsafe_code,
@@ -31,6 +34,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::instrument::STOP;
+use super::priority;
 
 /// How long the watchdog waits before it orders a guest to stop once more.
 const REPEAT: Duration = Duration::from_millis(1);
@@ -39,6 +43,12 @@ const NEVER: u64 = u64::MAX;
 /// How often the watchdog looks while there are runs with [`Slack::Tick`], and how much later than
 /// asked it may stop them.
 const TICK: Duration = Duration::from_millis(2);
+
+/// How long a guest has short slices of its thread, by the wall clock. Few guests take longer that are not at work
+/// for long, and the watchdog, which is woken for the first of them, sees to many at a time.
+const SETTLED_AFTER: Duration = Duration::from_millis(10);
+/// Guests that the watchdog settles before it looks at deadlines again.
+const SETTLED_AT_A_TIME: usize = 16;
 
 /// How exactly a run's deadline is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +75,10 @@ pub(super) struct Seat {
     deadline: AtomicU64,
     /// Runs with [`Slack::Tick`] so far.
     ticked: AtomicU64,
+    /// When the thread is to have long slices, as `deadline`.
+    settles_at: AtomicU64,
+    /// Whether it has.
+    is_settled: AtomicBool,
     run: Mutex<Run>,
 }
 
@@ -72,6 +86,8 @@ pub(super) struct Seat {
 #[derive(Debug, Default)]
 struct Run {
     thread: Option<signal::Thread>,
+    /// As the scheduler knows the thread, if it runs nothing but guests.
+    scheduled: Option<libc::pid_t>,
     number: u64,
     stop_global: Option<StopGlobal>,
     /// Signals sent in the run at hand, or the last one.
@@ -152,6 +168,19 @@ pub(super) fn expire(run: RunId) {
 impl Sitting {
     /// Takes a seat for the calling thread.
     pub(super) fn take() -> io::Result<Sitting> {
+        Sitting::take_as(None)
+    }
+
+    /// Takes a seat for the calling thread, which runs nothing but guests, and yields to others.
+    pub(super) fn take_for_good() -> io::Result<Sitting> {
+        // SAFETY: the call has no conditions.
+        let thread = unsafe { libc::gettid() };
+        let sitting = Sitting::take_as(Some(thread))?;
+        priority::yield_to_others();
+        Ok(sitting)
+    }
+
+    fn take_as(scheduled: Option<libc::pid_t>) -> io::Result<Sitting> {
         let thread = signal::this_thread()?;
         let seat = watchdog().seat();
         let mut run = seat.lock();
@@ -159,6 +188,7 @@ impl Sitting {
         // A last signal to the seat's former thread may have found nobody to take it.
         seat.under_way.store(false, Ordering::Release);
         run.thread = Some(thread);
+        run.scheduled = scheduled;
         drop(run);
         SEAT.set(seat);
         Ok(Sitting {
@@ -200,6 +230,12 @@ impl Sitting {
             }
         };
         seat.deadline.store(deadline, Ordering::SeqCst);
+        let mut wake_by = wake_by;
+        if run.scheduled.is_some() {
+            let settles_at = watchdog.nanoseconds(Instant::now() + SETTLED_AFTER);
+            seat.settles_at.store(settles_at, Ordering::SeqCst);
+            wake_by = wake_by.min(settles_at);
+        }
         let number = run.number;
         drop(run);
         watchdog.wake_by(wake_by);
@@ -221,8 +257,12 @@ impl Sitting {
 
 impl Drop for Sitting {
     fn drop(&mut self) {
-        // Under the lock, so that no signal is sent to a thread that is gone.
-        self.seat.lock().thread = None;
+        // Under the lock, so that no signal is sent to a thread that is gone, and nothing is done to one that has its
+        // number since.
+        let mut run = self.seat.lock();
+        run.thread = None;
+        run.scheduled = None;
+        drop(run);
         SEAT.set(ptr::null());
         watchdog().lock().free.push(self.seat);
     }
@@ -261,6 +301,8 @@ impl Seat {
             under_way: AtomicBool::new(false),
             deadline: AtomicU64::new(NEVER),
             ticked: AtomicU64::new(0),
+            settles_at: AtomicU64::new(NEVER),
+            is_settled: AtomicBool::new(false),
             run: Mutex::default(),
         }
     }
@@ -275,7 +317,34 @@ impl Seat {
         // Under the lock, as every change of it: `expire` must not slip its zero in between.
         self.deadline.store(NEVER, Ordering::SeqCst);
         run.stop_global = None;
-        self.stop.swap(false, Ordering::AcqRel)
+        let was_struck = self.stop.swap(false, Ordering::AcqRel);
+        if run.scheduled.is_some() {
+            self.settles_at.store(NEVER, Ordering::SeqCst);
+            drop(run);
+            if self.is_settled.swap(false, Ordering::AcqRel) {
+                priority::begin_anew();
+            }
+        }
+        was_struck
+    }
+
+    /// Gives the thread long slices if its guest has run for a while at `now`.
+    fn settle(&self, now: u64) {
+        // As below.
+        let run = match self.run.try_lock() {
+            Ok(run) => run,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        // Under the lock, so that it is the run's own, and that the run's end finds what is done here.
+        if self.settles_at.load(Ordering::SeqCst) > now {
+            return;
+        }
+        self.settles_at.store(NEVER, Ordering::SeqCst);
+        if let Some(thread) = run.scheduled {
+            priority::settle(thread);
+            self.is_settled.store(true, Ordering::Release);
+        }
     }
 
     /// Orders the guest to stop if its deadline has passed at `now`.
@@ -314,6 +383,21 @@ impl Seat {
             }
         }
     }
+}
+
+/// Settles guests that have been there for a while at `now`, but not many at once: it takes system calls. Says when
+/// to come again.
+fn settle(seats: &[&Seat], now: u64) -> u64 {
+    let is_due = |seat: &&&Seat| seat.settles_at.load(Ordering::SeqCst) <= now;
+    for seat in seats.iter().filter(is_due).take(SETTLED_AT_A_TIME) {
+        seat.settle(now);
+    }
+    // Some may be left, also of those whose locks were taken.
+    let soon = now.saturating_add(REPEAT.as_nanos() as u64);
+    let next = seats
+        .iter()
+        .map(|seat| seat.settles_at.load(Ordering::SeqCst));
+    next.min().unwrap_or(NEVER).max(soon)
 }
 
 fn watchdog() -> &'static Watchdog {
@@ -372,6 +456,7 @@ impl Watchdog {
                     next = next.min(now.saturating_add(REPEAT.as_nanos() as u64));
                 }
             }
+            next = next.min(settle(&seats.all, now));
             if ticked != ticked_before {
                 // There will be more of them, and they count on a tick.
                 next = next.min(now.saturating_add(TICK.as_nanos() as u64));

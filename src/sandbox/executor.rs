@@ -3,7 +3,8 @@
 //! Handing a guest to another thread costs more than a short guest does. So it first gets a slice
 //! of the caller's thread. One that outlasts it, or would have to wait, is stopped before anything
 //! of it has left the sandbox, and runs again from the start on a thread of its own, for which it
-//! queues. A module whose guests did so goes to the queue at once for a while ([`Pace`]).
+//! queues. A module whose guests did so goes to the queue at once for a while ([`Pace`]); if those before
+//! it did not, it is tried once more first, because its thread may have lost the processor.
 //!
 //! The queue is fair between those the guests count for ([`ShareKey`]): each in turn, each with a
 //! bound on how many run at a time; and when it is full, the longest share gives way. Guest threads
@@ -27,7 +28,6 @@ use super::deadline::{self, RunId, Sitting};
 use super::guest::{self, Guest, Place, Ran, Remains};
 use super::input::InputCloser;
 use super::pipe::PipeCloser;
-use super::priority;
 use super::{Call, End, Outcome, Prepared, RunError, Stdin, Stdout, StopSignal, Usage};
 use crate::telemetry::metrics::metrics;
 
@@ -41,6 +41,10 @@ const SLICE: Duration = Duration::from_micros(200);
 /// most.
 const SKIPPED_MIN: u32 = 16;
 const SKIPPED_MAX: u32 = 4096;
+/// Guests of a module that have to keep to their slices, one after the other, for the next that does not to
+/// be put down to its thread, which may have lost the processor. To be wrong in that costs a caller's thread
+/// one more slice, a tick late: less than what these guests may take.
+const KEPT_MIN: u32 = 32;
 
 /// Whom a guest counts for: guests of one share wait for each other rather than for others'.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -65,6 +69,8 @@ pub(super) struct Pace {
     skip: AtomicU32,
     /// How many did last time.
     skipped: AtomicU32,
+    /// Guests that still have to keep to their slices before one is forgiven that does not.
+    owed: AtomicU32,
 }
 
 impl Pace {
@@ -75,6 +81,7 @@ impl Pace {
         Pace {
             skip: AtomicU32::new(skip),
             skipped: AtomicU32::new(skip),
+            owed: AtomicU32::new(KEPT_MIN),
         }
     }
 
@@ -88,8 +95,19 @@ impl Pace {
         skip == 0
     }
 
-    /// A guest did not end within its slice.
-    fn overran(&self) {
+    /// A guest did not end within its slice. True if that may not be its own doing, for the guests before
+    /// it did: then nothing follows.
+    fn overran(&self) -> bool {
+        let is_forgiven = self.owed.swap(KEPT_MIN, Ordering::Relaxed) == 0;
+        if !is_forgiven {
+            self.slow();
+        }
+        is_forgiven
+    }
+
+    /// A guest was slow, without doubt.
+    fn slow(&self) {
+        self.owed.store(KEPT_MIN, Ordering::Relaxed);
         let skipped = self.skipped.load(Ordering::Relaxed);
         let skipped = skipped.saturating_mul(2).clamp(SKIPPED_MIN, SKIPPED_MAX);
         self.skipped.store(skipped, Ordering::Relaxed);
@@ -98,6 +116,10 @@ impl Pace {
 
     /// A guest ended within its slice.
     fn kept(&self) {
+        let owed = self.owed.load(Ordering::Relaxed);
+        if owed > 0 {
+            self.owed.store(owed - 1, Ordering::Relaxed);
+        }
         let skipped = self.skipped.load(Ordering::Relaxed);
         if skipped > 0 {
             self.skipped.store(skipped - 1, Ordering::Relaxed);
@@ -171,6 +193,16 @@ thread_local! {
     static LENT: RefCell<Option<Sitting>> = const { RefCell::new(None) };
 }
 
+/// Notes how long a guest took of a borrowed thread. Making its instance is part of it, and nothing interrupts
+/// that.
+fn ended(module: &Prepared, outcome: &Outcome) {
+    if outcome.usage.wall > SLICE {
+        module.pace().overran();
+    } else {
+        module.pace().kept();
+    }
+}
+
 /// Runs a guest on this thread for a slice.
 fn borrow(guest: Guest) -> Ran {
     LENT.with(|lent| {
@@ -229,23 +261,50 @@ impl Executor {
         match borrow(guest) {
             Ran::Ended(outcome, remains) => {
                 drop(remains);
-                // Making the instance is part of it, and nothing interrupts that.
-                if outcome.usage.wall > SLICE {
-                    module.pace().overran();
-                } else {
-                    module.pace().kept();
-                }
+                ended(&module, &outcome);
                 Ok(outcome)
             }
+            // Boxed: a guest that ends at once would be copied with the room for all of that.
             Ran::Postponed(guest, spent) => {
-                module.pace().overran();
-                metrics().guests_postponed.inc();
-                // Boxed: a guest that ends at once would be copied with the room for all of that.
-                let mut outcome = Box::pin(self.queue(guest, share)).await?;
-                outcome.usage.cpu += spent;
-                Ok(outcome)
+                Box::pin(self.go_on(&module, guest, share, spent)).await
             }
         }
+    }
+
+    /// Runs a guest that did not end on this thread: on one of its own, or here once more.
+    async fn go_on(
+        &self,
+        module: &Prepared,
+        mut guest: Guest,
+        share: ShareKey,
+        mut spent: Duration,
+    ) -> Result<Outcome, RunError> {
+        // One that has to wait says so sooner, and will again.
+        let outlasted = spent > SLICE;
+        if !outlasted {
+            module.pace().slow();
+        } else if module.pace().overran() {
+            // Others have waited for this thread. To yield by a task is to yield whoever polls: who asks first whether
+            // there is an answer at once, and polls again, would come back from `yield_now` before anybody else.
+            let _ = tokio::spawn(std::future::ready(())).await;
+            match borrow(guest) {
+                Ran::Ended(mut outcome, remains) => {
+                    drop(remains);
+                    ended(module, &outcome);
+                    outcome.usage.cpu += spent;
+                    return Ok(outcome);
+                }
+                Ran::Postponed(again, more) => {
+                    guest = again;
+                    spent += more;
+                    module.pace().slow();
+                }
+            }
+        }
+        metrics().guests_postponed.inc();
+        let mut outcome = self.queue(guest, share).await?;
+        outcome.usage.cpu += spent;
+        Ok(outcome)
     }
 
     /// Runs one guest on a thread of its own.
@@ -395,7 +454,7 @@ impl Shared {
 
     /// What a guest thread does.
     fn work(&self) {
-        let sitting = match Sitting::take() {
+        let sitting = match Sitting::take_for_good() {
             Ok(sitting) => sitting,
             Err(error) => {
                 tracing::error!(%error, "a guest thread can't be stopped in time, so it ends");
@@ -403,7 +462,6 @@ impl Shared {
                 return;
             }
         };
-        priority::yield_to_others();
         while let Some(job) = self.next() {
             let Job {
                 mut guest,

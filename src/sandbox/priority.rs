@@ -5,6 +5,9 @@
 //! slices (sched_setattr(2), `sched_runtime`; Linux 6.12 and later): there, a thread that wakes up
 //! takes the processor at once from one with a longer slice, where it would otherwise wait for the
 //! end of that slice, several milliseconds, however nice the other is.
+//!
+//! Nor must a short guest wait for long ones. So a guest thread's slice is hardly longer, until its guest has
+//! been there for a while. All guests get the same share of the processors; who wants little gets it sooner.
 
 #![expect(unsafe_code, reason = "calls the kernel's scheduler")]
 
@@ -12,10 +15,14 @@ use std::io;
 
 /// Nice value of guest threads: the others get about 68 times as much of a processor that both want.
 const GUEST_NICE: libc::c_int = 19;
-/// Slice of the threads that serve.
-const SHORT_SLICE_NS: u64 = 300_000;
+/// Slice of the threads that serve: the least that the kernel takes.
+const SHORTEST_SLICE_NS: u64 = 100_000;
+/// Slice of a guest thread whose guest has just begun.
+const SHORT_SLICE_NS: u64 = 200_000;
 /// Slice of all others, about what the kernel gives by itself.
 const LONG_SLICE_NS: u64 = 3_000_000;
+/// The calling thread, to the system calls of the scheduler.
+const THIS_THREAD: libc::pid_t = 0;
 
 /// `struct sched_attr` of linux/sched/types.h, as far as it went at first.
 #[repr(C)]
@@ -33,17 +40,27 @@ struct SchedulingAttributes {
 /// Has the calling thread, and those that it starts, run as soon as they wake up. To be called
 /// before the program has a second thread.
 pub fn serve_promptly() {
-    set_slice(SHORT_SLICE_NS);
+    set_slice(THIS_THREAD, SHORTEST_SLICE_NS);
 }
 
 /// Takes back [`serve_promptly`] where it was inherited.
 pub(super) fn take_turns() {
-    set_slice(LONG_SLICE_NS);
+    set_slice(THIS_THREAD, LONG_SLICE_NS);
 }
 
-/// Makes the calling thread give way to all others of the process that want to run.
+/// The calling thread is about to run a guest, or to wait for one.
+pub(super) fn begin_anew() {
+    set_slice(THIS_THREAD, SHORT_SLICE_NS);
+}
+
+/// The guest of this thread of the process has been there for a while.
+pub(super) fn settle(thread: libc::pid_t) {
+    set_slice(thread, LONG_SLICE_NS);
+}
+
+/// Makes the calling thread, which is to run guests, give way to all others of the process that want to run.
 pub(super) fn yield_to_others() {
-    take_turns();
+    begin_anew();
     // SAFETY: the call takes no pointer; zero is the calling thread (as Linux has it).
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, GUEST_NICE) };
     if result != 0 {
@@ -53,12 +70,12 @@ pub(super) fn yield_to_others() {
 }
 
 /// Older kernels look at the numbers and keep their own slices, which is as it was before.
-fn set_slice(nanoseconds: u64) {
-    // SAFETY: the call takes no pointer; zero is the calling thread.
+fn set_slice(thread: libc::pid_t, nanoseconds: u64) {
+    // SAFETY: the calls take no pointers.
     let (policy, nice) = unsafe {
         (
-            libc::sched_getscheduler(0),
-            libc::getpriority(libc::PRIO_PROCESS, 0),
+            libc::sched_getscheduler(thread),
+            libc::getpriority(libc::PRIO_PROCESS, thread.cast_unsigned()),
         )
     };
     // A policy that an operator chose for the process is theirs.
@@ -79,11 +96,38 @@ fn set_slice(nanoseconds: u64) {
     unsafe {
         libc::syscall(
             libc::SYS_sched_setattr,
-            0,
+            thread,
             std::ptr::from_ref(&attributes),
             0,
         );
     }
+}
+
+/// The slice of a thread; zero where the kernel has none of a thread's own.
+#[cfg(test)]
+pub(super) fn slice(thread: libc::pid_t) -> u64 {
+    let mut attributes = SchedulingAttributes {
+        size: 0,
+        policy: 0,
+        flags: 0,
+        nice: 0,
+        priority: 0,
+        runtime: 0,
+        deadline: 0,
+        period: 0,
+    };
+    // SAFETY: the structure outlives the call, which is told its size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_sched_getattr,
+            thread,
+            std::ptr::from_mut(&mut attributes),
+            size_of::<SchedulingAttributes>(),
+            0,
+        )
+    };
+    assert_eq!(result, 0);
+    attributes.runtime
 }
 
 #[cfg(test)]
@@ -110,41 +154,16 @@ mod tests {
     fn a_slice_is_what_was_asked_for() {
         std::thread::spawn(|| {
             serve_promptly();
-            let short = slice();
+            let short = slice(THIS_THREAD);
             take_turns();
-            let long = slice();
+            let long = slice(THIS_THREAD);
             // A kernel without them gives none.
             assert!(
-                [(0, 0), (SHORT_SLICE_NS, LONG_SLICE_NS)].contains(&(short, long)),
+                [(0, 0), (SHORTEST_SLICE_NS, LONG_SLICE_NS)].contains(&(short, long)),
                 "{short} {long}"
             );
         })
         .join()
         .unwrap();
-    }
-
-    fn slice() -> u64 {
-        let mut attributes = SchedulingAttributes {
-            size: 0,
-            policy: 0,
-            flags: 0,
-            nice: 0,
-            priority: 0,
-            runtime: 0,
-            deadline: 0,
-            period: 0,
-        };
-        // SAFETY: the structure outlives the call, which is told its size.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_sched_getattr,
-                0,
-                std::ptr::from_mut(&mut attributes),
-                size_of::<SchedulingAttributes>(),
-                0,
-            )
-        };
-        assert_eq!(result, 0);
-        attributes.runtime
     }
 }

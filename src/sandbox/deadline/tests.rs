@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::engine::{Compiler, Prepared, prepare_with};
 use super::super::guest::{self, Guest, Place, Ran};
-use super::super::{Call, End, GuestLimits, Outcome, ShareKey, Stdout};
+use super::super::priority;
+use super::super::{Call, End, GuestLimits, Outcome, ShareKey, Stdout, Strings};
 use super::{Sitting, expire, start};
 
 fn call(deadline: Duration) -> Call {
     Call {
-        args: vec!["guest".into()],
-        env: Vec::new(),
+        args: Strings::arguments(["guest"]),
+        env: Strings::default(),
         stdin: bytes::Bytes::new().into(),
         files: None,
         stdout: Stdout::Collect,
@@ -339,4 +340,43 @@ fn thousands_of_stops_at_random_moments_on_two_threads() {
             });
         }
     });
+}
+
+/// Where the kernel has slices of a thread's own: who begins is given short ones, and who goes on long ones.
+#[test]
+fn a_guest_that_goes_on_no_longer_runs_before_those_that_begin() {
+    start().unwrap();
+    let (said, told) = std::sync::mpsc::channel();
+    let (go, goes) = std::sync::mpsc::channel::<()>();
+    let guests = thread::spawn(move || {
+        let sitting = Sitting::take_for_good().unwrap();
+        let spin = module("(loop (br 0))", Compiler::Singlepass);
+        // SAFETY: the call has no conditions.
+        said.send(unsafe { libc::gettid() }).unwrap();
+        let outcome = run(&sitting, &spin, Duration::from_secs(600));
+        assert_eq!(outcome.end, End::TimeLimit);
+        said.send(0).unwrap();
+        goes.recv().unwrap();
+        sitting.seat
+    });
+    let id = told.recv().unwrap();
+    let seats = super::watchdog().lock().all.clone();
+    let mut seats = seats.into_iter();
+    let seat = seats.find(|seat| seat.lock().scheduled == Some(id));
+    let seat = seat.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(300);
+    while !seat.is_settled.load(Ordering::Acquire) {
+        assert!(Instant::now() < deadline, "it is not settled");
+        thread::sleep(Duration::from_millis(1));
+    }
+    // A kernel without them gives none.
+    assert!([0, 3_000_000].contains(&priority::slice(id)));
+    let number = seat.lock().number;
+    expire(super::RunId { seat, number });
+    told.recv().unwrap();
+    assert!([0, 200_000].contains(&priority::slice(id)));
+    assert!(!seat.is_settled.load(Ordering::Acquire));
+    go.send(()).unwrap();
+    assert!(std::ptr::eq(guests.join().unwrap(), seat));
+    assert_ne!(seat.lock().scheduled, Some(id));
 }

@@ -1,16 +1,20 @@
 //! Threads, the queue, and callers that go away.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+
 use super::super::engine::{Prepared, prepare_here};
-use super::super::{Call, End, GuestLimits, RunError, ShareKey, Stdout, deadline, pipe};
+use super::super::{Call, End, GuestLimits, RunError, ShareKey, Stdout, Strings, deadline, pipe};
 use super::{Bounds, Executor, Pace};
 
 fn call(stdout: Stdout) -> Call {
     Call {
-        args: Vec::new(),
-        env: Vec::new(),
+        args: Strings::default(),
+        env: Strings::default(),
         stdin: bytes::Bytes::new().into(),
         files: None,
         stdout,
@@ -373,6 +377,120 @@ fn slow_modules_go_to_the_queue_at_once_and_quick_ones_come_back() {
     for _ in 0..1000 {
         pace.kept();
     }
+    assert!(pace.overran(), "once is forgiven");
     pace.overran();
     assert_eq!((0..).take_while(|_| !pace.may_borrow()).count(), 16);
+}
+
+#[test]
+fn who_kept_to_its_slices_is_forgiven_one() {
+    let pace = Pace::new(false);
+    for _ in 0..31 {
+        pace.kept();
+    }
+    assert!(!pace.overran(), "it has to keep to 32 of them");
+    // All over again, and being forgiven is no reason to be forgiven the next one.
+    for _ in 0..32 {
+        pace.kept();
+    }
+    assert!(pace.overran());
+    assert!(!pace.overran());
+    for _ in 0..31 {
+        pace.kept();
+    }
+    assert!(!pace.overran());
+}
+
+/// A guest that works until this moment, of which it is told.
+fn works_until(moment: std::time::SystemTime) -> Call {
+    let since = moment.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let since = u64::try_from(since.as_nanos()).unwrap();
+    let mut call = call(Stdout::Collect);
+    call.stdin = bytes::Bytes::copy_from_slice(&since.to_le_bytes()).into();
+    call
+}
+
+fn works_until_told() -> Arc<Prepared> {
+    prepare_here(
+        r#"(module
+            (import "wasi_snapshot_preview1" "fd_read"
+                (func $read (param i32 i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "clock_time_get"
+                (func $now (param i32 i64 i32) (result i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 0) "\10\00\00\00\08\00\00\00")
+            (func (export "_start")
+                (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
+                (loop
+                    (drop (call $now (i32.const 0) (i64.const 1) (i32.const 24)))
+                    (br_if 0 (i64.lt_u (i64.load (i32.const 24)) (i64.load (i32.const 16)))))))"#,
+    )
+}
+
+#[tokio::test]
+async fn a_guest_that_is_forgiven_is_tried_once_more_where_it_was() {
+    let executor = executor(1, 1, Duration::from_secs(600));
+    let module = works_until_told();
+    let deadline = Instant::now() + Duration::from_secs(300);
+    loop {
+        assert!(Instant::now() < deadline, "no second try came to its end");
+        let pace = module.pace();
+        pace.owed.store(0, Ordering::Relaxed);
+        pace.skip.store(0, Ordering::Relaxed);
+        // Half a slice more than the first try has.
+        let moment = std::time::SystemTime::now() + Duration::from_micros(300);
+        let outcome = executor.run(Arc::clone(&module), works_until(moment)).await;
+        let outcome = outcome.unwrap();
+        assert_eq!(outcome.end, End::Exit(0));
+        // What the first try took is paid for, and no other thread was asked.
+        let took_more = outcome.usage.cpu >= outcome.usage.wall + Duration::from_micros(200);
+        if took_more && executor.shared.lock().threads == 0 {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_thread_does_its_other_work_before_a_second_try() {
+    let executor = executor(1, 1, Duration::from_secs(600));
+    let module = works_until_told();
+    let deadline = Instant::now() + Duration::from_secs(300);
+    loop {
+        assert!(Instant::now() < deadline, "no guest outlasted its slice");
+        module.pace().owed.store(0, Ordering::Relaxed);
+        module.pace().skip.store(0, Ordering::Relaxed);
+        let moment = std::time::SystemTime::now() + Duration::from_micros(300);
+        let mut run = pin!(executor.run(Arc::clone(&module), works_until(moment)));
+        // As a route asks.
+        if run.as_mut().now_or_never().is_some() {
+            continue;
+        }
+        for _ in 0..3 {
+            assert!(run.as_mut().now_or_never().is_none());
+        }
+        assert_eq!(run.await.unwrap().end, End::Exit(0));
+        return;
+    }
+}
+
+#[tokio::test]
+async fn a_guest_is_tried_once_more_and_no_oftener() {
+    let executor = executor(1, 1, Duration::from_secs(600));
+    let module = endless();
+    let mut endless = call(Stdout::Collect);
+    endless.limits.deadline = Duration::from_secs(1);
+    // Others of the module are quick all the time.
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (quick, until) = (Arc::clone(&module), Arc::clone(&is_over));
+    let others = std::thread::spawn(move || {
+        while !until.load(Ordering::Relaxed) {
+            quick.pace().owed.store(0, Ordering::Relaxed);
+            std::thread::yield_now();
+        }
+    });
+    let outcome = executor.run(Arc::clone(&module), endless).await.unwrap();
+    is_over.store(true, Ordering::Relaxed);
+    others.join().unwrap();
+    assert_eq!(outcome.end, End::TimeLimit);
+    assert!(!module.pace().may_borrow());
 }
