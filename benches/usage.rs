@@ -81,7 +81,7 @@ async fn deliver(callers: usize) -> u128 {
 
 fn row(at: DateTime<Utc>, number: usize, callers: usize) -> Execution {
     Execution {
-        id: id(at, number as u128),
+        id: id(at.timestamp_micros(), number as u128),
         at,
         caller: Some(Caller {
             user_id: Uuid::from_u128(1),

@@ -9,6 +9,8 @@ mod sums;
 mod upkeep;
 mod write;
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -38,7 +40,7 @@ pub struct Execution {
     /// The stored module's.
     pub module_id: Option<Uuid>,
     /// The route's name; `None` for the API.
-    pub route: Option<String>,
+    pub route: Option<Arc<str>>,
     pub status: Status,
     pub wall_us: u64,
     pub cpu_us: u64,
@@ -47,7 +49,7 @@ pub struct Execution {
     pub bytes_in: u64,
     /// What the guest wrote.
     pub bytes_out: u64,
-    pub request_id: String,
+    pub request_id: Arc<str>,
 }
 
 /// Whose execution it was.
@@ -164,14 +166,14 @@ fn used(value: u64) -> i64 {
 
 /// The least id of what ended at this millisecond.
 fn first_id(at: DateTime<Utc>) -> Uuid {
-    id(at, 0)
+    id(at.timestamp_micros(), 0)
 }
 
 /// The id of what ended at a time: a UUIDv7 (RFC 9562 section 5.7), of whose 74 other bits the caller has the
 /// say.
-pub fn id(at: DateTime<Utc>, unique: u128) -> Uuid {
+pub fn id(at_us: i64, unique: u128) -> Uuid {
     // Before 1970 and after 10889 are as good as then.
-    let millis = u64::try_from(at.timestamp_millis()).unwrap_or(0) & 0xffff_ffff_ffff;
+    let millis = u64::try_from(at_us.div_euclid(1000)).unwrap_or(0) & 0xffff_ffff_ffff;
     let high = (unique >> 62) & 0xfff;
     let low = unique & ((1 << 62) - 1);
     Uuid::from_u128(u128::from(millis) << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low)
@@ -187,13 +189,14 @@ mod tests {
         let later = DateTime::from_timestamp_millis(1_700_000_000_124).unwrap();
         let most = (1 << 74) - 1;
         for unique in [0, 1, 1 << 62, most] {
-            let id = id(at, unique);
+            let id = id(at.timestamp_micros(), unique);
             assert_eq!(id.get_version_num(), 7);
             assert_eq!(id.get_variant(), uuid::Variant::RFC4122);
             assert!(first_id(at) <= id && id < first_id(later), "{id}");
         }
-        assert_ne!(id(at, 1), id(at, 1 << 62));
-        assert_eq!(id(at, most), id(at, u128::MAX));
+        let at_us = at.timestamp_micros();
+        assert_ne!(id(at_us, 1), id(at_us, 1 << 62));
+        assert_eq!(id(at_us, most), id(at_us, u128::MAX));
         assert_eq!(
             first_id(DateTime::UNIX_EPOCH - chrono::TimeDelta::days(9)),
             first_id(DateTime::UNIX_EPOCH)

@@ -248,7 +248,7 @@ async fn write(store: &Store, executions: &[Execution]) -> Result<u64, StoreErro
                 [row] => {
                     metrics().usage.dropped_refused.inc();
                     tracing::error!(
-                        request_id = row.request_id,
+                        request_id = &*row.request_id,
                         reason,
                         "a usage record is lost"
                     );

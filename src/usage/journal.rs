@@ -23,8 +23,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chrono::{DateTime, Utc};
-
 use super::record::{self, Entry};
 use crate::store::usage::Execution;
 use crate::telemetry::shard::Sharded;
@@ -135,8 +133,8 @@ impl Journal {
         })
     }
 
-    /// Appends a record: when this returns, it outlives the process.
-    pub(super) fn append(&self, entry: &Entry<'_>, at: DateTime<Utc>) -> io::Result<()> {
+    /// Appends a record: when this returns, it outlives the process. `at_us` is in microseconds since 1970.
+    pub(super) fn append(&self, entry: &Entry<'_>, at_us: i64) -> io::Result<()> {
         let mut lane = lock(self.lanes.mine());
         let is_used_up = |open: &mut Open| {
             open.at + FRAME_BYTES_MAX as u64 > SEGMENT_BYTES_MAX
@@ -152,7 +150,7 @@ impl Journal {
         let unique = self.instance << 32
             | u128::from(open.segment.number & 0xffff) << 16
             | u128::from(open.records);
-        let encode = |buffer: &mut _| record::encode(entry, at, unique, buffer);
+        let encode = |buffer: &mut _| record::encode(entry, at_us, unique, buffer);
         let bytes = frame::with_frame(encode, |frame| {
             // At its place rather than at the end: what a failure wrote in part, the next record covers.
             open.file.write_all_at(frame, open.at)?;
@@ -455,12 +453,13 @@ impl Segment {
         batch: &mut Batch,
     ) -> io::Result<()> {
         let file = open(&self.path)?;
+        let mut decoder = record::Decoder::default();
         let mut chunk = vec![0; CHUNK_BYTES.min((end - *at) as usize)];
         while *at < end && batch.executions.len() < rows_max {
             let bytes = chunk.len().min((end - *at) as usize);
             let (bytes, is_end) = read_at(&file, &mut chunk[..bytes], *at, end)?;
             let scanned = frame::scan(bytes, is_end, |record| {
-                match record::decode(record) {
+                match decoder.decode(record) {
                     Some(execution) => batch.executions.push(execution),
                     None => batch.damaged_bytes += record.len() as u64,
                 }

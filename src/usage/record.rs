@@ -3,7 +3,9 @@
 //! Numbers are little-endian. What is optional is announced by a flag, so that a record of an anonymous
 //! caller is as short as it can be: about 90 bytes, and 180 with everything.
 
-use chrono::{DateTime, Utc};
+use std::sync::Arc;
+
+use chrono::DateTime;
 use uuid::Uuid;
 
 use crate::sandbox::ModuleHash;
@@ -85,10 +87,10 @@ impl Writer<'_> {
 }
 
 /// Writes the record into the buffer; returns its length. `unique` makes its id differ from those of others
-/// that end in the same millisecond.
+/// that end in the same millisecond. `at_us` is in microseconds since 1970.
 pub(super) fn encode(
     entry: &Entry<'_>,
-    at: DateTime<Utc>,
+    at_us: i64,
     unique: u128,
     buffer: &mut [u8; RECORD_BYTES_MAX],
 ) -> usize {
@@ -108,8 +110,8 @@ pub(super) fn encode(
     let status = NUMBERED.iter().position(|s| *s == entry.status.before());
     let mut writer = Writer { buffer, at: 0 };
     writer.put(&[VERSION, status.unwrap_or_default() as u8, flags]);
-    writer.put(usage::id(at, unique).as_bytes());
-    writer.put(&at.timestamp_micros().to_le_bytes());
+    writer.put(usage::id(at_us, unique).as_bytes());
+    writer.put(&at_us.to_le_bytes());
     let used = &entry.used;
     for value in [
         used.wall_us,
@@ -164,15 +166,28 @@ impl<'a> Reader<'a> {
     }
 
     /// No column can hold NUL, so a text with it is none.
-    fn text(&mut self) -> Option<String> {
+    fn text(&mut self) -> Option<&'a str> {
         let length = self.byte()?;
         let text = std::str::from_utf8(self.take(length.into())?).ok()?;
-        (!text.contains('\0')).then(|| text.to_owned())
+        (!text.contains('\0')).then_some(text)
     }
 }
 
-/// The execution of a record; `None` when it is not one that [`encode`] made.
-pub(super) fn decode(record: &[u8]) -> Option<Execution> {
+/// Reads records one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Decoder {
+    /// The route's name in the last record that had one. The next one's is likely to be the same.
+    route: Option<Arc<str>>,
+}
+
+impl Decoder {
+    /// The execution of a record; `None` when it is not one that [`encode`] made.
+    pub(super) fn decode(&mut self, record: &[u8]) -> Option<Execution> {
+        decode(record, &mut self.route)
+    }
+}
+
+fn decode(record: &[u8], last_route: &mut Option<Arc<str>>) -> Option<Execution> {
     let mut reader = Reader(record);
     if reader.byte()? != VERSION {
         return None;
@@ -191,7 +206,7 @@ pub(super) fn decode(record: &[u8]) -> Option<Execution> {
     let at = i64::from_le_bytes(reader.array()?);
     let execution = Execution {
         id,
-        at: DateTime::from_timestamp_micros(at).filter(|at| is_day(*at))?,
+        at: DateTime::from_timestamp_micros(at).filter(|_| is_day(at))?,
         status,
         wall_us: reader.number()?,
         cpu_us: reader.number()?,
@@ -215,19 +230,22 @@ pub(super) fn decode(record: &[u8]) -> Option<Execution> {
             None
         },
         route: if has(HAS_ROUTE) {
-            Some(reader.text()?)
+            let route = reader.text()?;
+            let last = last_route.take_if(|last| **last != *route);
+            drop(last);
+            Some(Arc::clone(last_route.get_or_insert_with(|| route.into())))
         } else {
             None
         },
-        request_id: reader.text()?,
+        request_id: reader.text()?.into(),
     };
     reader.0.is_empty().then_some(execution)
 }
 
-/// Whether both databases can hold the time.
-fn is_day(at: DateTime<Utc>) -> bool {
-    use chrono::Datelike;
-    (1970..=9999).contains(&at.year())
+/// Whether both databases can hold the time: from 1970 to 9999.
+fn is_day(at_us: i64) -> bool {
+    const YEAR_10000_US: i64 = 253_402_300_800_000_000;
+    (0..YEAR_10000_US).contains(&at_us)
 }
 
 #[cfg(test)]
@@ -236,9 +254,13 @@ mod tests {
 
     use super::*;
 
-    fn bytes(entry: &Entry<'_>, at: DateTime<Utc>) -> Vec<u8> {
+    fn decode(record: &[u8]) -> Option<Execution> {
+        Decoder::default().decode(record)
+    }
+
+    fn bytes(entry: &Entry<'_>, at: DateTime<chrono::Utc>) -> Vec<u8> {
         let mut buffer = [0; RECORD_BYTES_MAX];
-        let length = encode(entry, at, 7, &mut buffer);
+        let length = encode(entry, at.timestamp_micros(), 7, &mut buffer);
         buffer[..length].to_vec()
     }
 
@@ -271,15 +293,15 @@ mod tests {
             };
             let record = bytes(&entry, at);
             let expected = Execution {
-                id: usage::id(at, 7),
+                id: usage::id(micros, 7),
                 at,
                 caller,
                 module: entry.module,
                 module_id: entry.module_id,
-                route: route.clone(),
+                route: route.as_deref().map(Arc::from),
                 status: entry.status,
                 wall_us, cpu_us, memory_peak_bytes, bytes_in, bytes_out,
-                request_id: request_id.clone(),
+                request_id: request_id.as_str().into(),
             };
             prop_assert_eq!(decode(&record), Some(expected));
             // No part of it is one, nor is it with something behind it.
@@ -326,7 +348,7 @@ mod tests {
         .enumerate()
         {
             let mut record = vec![1, number as u8, 0];
-            record.extend(usage::id(DateTime::UNIX_EPOCH, 7).as_bytes());
+            record.extend(usage::id(0, 7).as_bytes());
             record.extend([0; 6 * 8]);
             record.extend([1, b'r']);
             assert_eq!(record, of_status(status));
@@ -369,8 +391,8 @@ mod tests {
         let record = bytes(&entry, DateTime::UNIX_EPOCH);
         assert!(record.len() < RECORD_BYTES_MAX);
         let decoded = decode(&record).unwrap();
-        assert_eq!(decoded.route.unwrap(), "ü".repeat(127));
-        assert_eq!(decoded.request_id, "ü".repeat(127));
+        assert_eq!(*decoded.route.unwrap(), *"ü".repeat(127));
+        assert_eq!(*decoded.request_id, *"ü".repeat(127));
     }
 
     #[test]
@@ -385,5 +407,46 @@ mod tests {
             request_id: "a\0b",
         };
         assert_eq!(decode(&bytes(&entry, DateTime::UNIX_EPOCH)), None);
+    }
+
+    #[test]
+    fn records_one_after_the_other_have_their_own_routes() {
+        let of_route = |route| {
+            let entry = Entry {
+                caller: None,
+                module: None,
+                module_id: None,
+                route,
+                status: Status::Success,
+                used: Used::default(),
+                request_id: "r",
+            };
+            bytes(&entry, DateTime::UNIX_EPOCH)
+        };
+        let mut decoder = Decoder::default();
+        for route in [Some("a"), Some("a"), None, Some("a"), Some("b"), Some("")] {
+            let decoded = decoder.decode(&of_route(route)).unwrap();
+            assert_eq!(decoded.route.as_deref(), route);
+        }
+    }
+
+    #[test]
+    fn times_that_a_database_can_not_hold_are_no_records() {
+        let mut record = of_status(Status::Success);
+        let at = 3 + 16;
+        let last = chrono::NaiveDate::from_ymd_opt(9999, 12, 31).unwrap();
+        let last = last.and_hms_micro_opt(23, 59, 59, 999_999).unwrap();
+        let last_us = last.and_utc().timestamp_micros();
+        for (at_us, is_good) in [
+            (0, true),
+            (-1, false),
+            (last_us, true),
+            (last_us + 1, false),
+            (i64::MAX, false),
+            (i64::MIN, false),
+        ] {
+            record[at..at + 8].copy_from_slice(&at_us.to_le_bytes());
+            assert_eq!(decode(&record).is_some(), is_good, "{at_us}");
+        }
     }
 }

@@ -245,14 +245,14 @@ impl From<ExecutionRow> for Execution {
             caller: caller.map(|(user_id, key_id)| Caller { user_id, key_id }),
             module: row.module,
             module_id: row.module_id,
-            route: row.route,
+            route: row.route.map(Into::into),
             status: row.status,
             wall_us: row.wall_us.unsigned_abs(),
             cpu_us: row.cpu_us.unsigned_abs(),
             memory_peak_bytes: row.memory_peak_bytes.unsigned_abs(),
             bytes_in: row.bytes_in.unsigned_abs(),
             bytes_out: row.bytes_out.unsigned_abs(),
-            request_id: row.request_id,
+            request_id: row.request_id.into(),
         }
     }
 }

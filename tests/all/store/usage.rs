@@ -27,7 +27,7 @@ contract!(
 
 fn execution(number: u128, at: DateTime<Utc>) -> Execution {
     Execution {
-        id: id(at, number),
+        id: id(at.timestamp_micros(), number),
         at,
         caller: Some(Caller {
             user_id: Uuid::from_u128(1),
@@ -42,7 +42,7 @@ fn execution(number: u128, at: DateTime<Utc>) -> Execution {
         memory_peak_bytes: 65_536,
         bytes_in: 3,
         bytes_out: 5,
-        request_id: format!("r-{number}"),
+        request_id: format!("r-{number}").into(),
     }
 }
 
@@ -92,7 +92,7 @@ async fn executions_come_back_as_they_went_in(database: Database) {
     let bare = Execution {
         caller: None,
         module: None,
-        request_id: String::new(),
+        request_id: "".into(),
         ..execution(2, at)
     };
     let mut rows = vec![full, bare];

@@ -1,7 +1,7 @@
 //! SQLite's way: statements of many rows, because each one costs two changes of threads.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use sqlx::error::BoxDynError;
 use sqlx::sqlite::SqliteArguments;
@@ -136,7 +136,8 @@ fn bind_own(values: &mut SqliteArguments, row: &Execution) -> Result<(), BoxDynE
     values.add(used(row.memory_peak_bytes))?;
     values.add(used(row.bytes_in))?;
     values.add(used(row.bytes_out))?;
-    values.add(row.request_id.as_str())
+    // As it is: a block of its own for each would be freed by another thread.
+    values.add(Arc::clone(&row.request_id))
 }
 
 /// Writes rows of which none is there yet, as they are unless a gateway died; `false` when one is. What was

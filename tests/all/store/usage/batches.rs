@@ -66,7 +66,7 @@ async fn rows_that_share_values_keep_what_is_their_own(database: Database) {
                 ..own
             },
             _ => Execution {
-                route: Some(format!("route-{number}")),
+                route: Some(format!("route-{number}").into()),
                 ..own
             },
         }

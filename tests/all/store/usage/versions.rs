@@ -90,7 +90,10 @@ async fn programs_of_before_read_every_row_and_theirs_are_read(database: Databas
         ))
         .await;
     let found = executions(&store).await;
-    let theirs = found.iter().find(|row| row.request_id == "before").unwrap();
+    let theirs = found
+        .iter()
+        .find(|row| &*row.request_id == "before")
+        .unwrap();
     assert_eq!(theirs.status, Status::ExecutionError);
     let mut two_errors = each;
     two_errors[1].1 = 2;
