@@ -21,6 +21,9 @@ const SHORTEST_SLICE_NS: u64 = 100_000;
 const SHORT_SLICE_NS: u64 = 200_000;
 /// Slice of all others, about what the kernel gives by itself.
 const LONG_SLICE_NS: u64 = 3_000_000;
+// A thread that wakes up takes the processor at once only from one with a longer slice.
+const _: () = assert!(SHORTEST_SLICE_NS < SHORT_SLICE_NS && SHORT_SLICE_NS < LONG_SLICE_NS);
+
 /// The calling thread, to the system calls of the scheduler.
 const THIS_THREAD: libc::pid_t = 0;
 

@@ -9,7 +9,7 @@ use super::super::engine::{Compiler, Prepared, prepare_with};
 use super::super::guest::{self, Guest, Place, Ran};
 use super::super::priority;
 use super::super::{Call, End, GuestLimits, Outcome, ShareKey, Stdout, Strings};
-use super::{Sitting, expire, start};
+use super::{NEVER, SETTLED_AT_A_TIME, Seat, Sitting, expire, settle, start};
 
 fn call(deadline: Duration) -> Call {
     Call {
@@ -340,6 +340,26 @@ fn thousands_of_stops_at_random_moments_on_two_threads() {
             });
         }
     });
+}
+
+#[test]
+fn guests_that_began_together_are_settled_some_at_a_time() {
+    const ALL: usize = SETTLED_AT_A_TIME + 4;
+    let seats: Vec<_> = (0..ALL).map(|_| Seat::new()).collect();
+    let seats: Vec<_> = seats.iter().collect();
+    for seat in &seats {
+        seat.settles_at.store(5, Ordering::SeqCst);
+    }
+    let left = || {
+        let due = |seat: &&&Seat| seat.settles_at.load(Ordering::SeqCst) != NEVER;
+        seats.iter().filter(due).count()
+    };
+    assert_eq!(settle(&seats, 4), 1_000_004, "none is due");
+    assert_eq!(left(), ALL);
+    assert_eq!(settle(&seats, 10), 1_000_010, "it has to come again");
+    assert_eq!(left(), 4);
+    assert_eq!(settle(&seats, 1_000_010), NEVER);
+    assert_eq!(left(), 0);
 }
 
 /// Where the kernel has slices of a thread's own: who begins is given short ones, and who goes on long ones.
