@@ -49,6 +49,7 @@ use crate::usage::Recorder;
 
 pub use access::{Asks, ENDPOINTS, Endpoint};
 pub use body::BodyError;
+pub use receipt::add_usage;
 
 /// Settings of the control plane.
 #[derive(Debug, Clone, PartialEq)]

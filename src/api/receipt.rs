@@ -2,9 +2,12 @@
 
 mod json;
 
+use std::fmt::Write;
+
 use axum::Extension;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
 use serde::Serialize;
 
 use self::json::{Encoding, Output};
@@ -12,12 +15,13 @@ use super::GuestRan;
 use super::accept::Form;
 use super::problem::{Problem, shutting_down};
 use crate::failure::code;
-use crate::sandbox::{End, ModuleHash, Outcome};
+use crate::sandbox::{End, ModuleHash, Outcome, Usage};
 
 const EXIT_CODE: HeaderName = HeaderName::from_static("x-wasm-exit-code");
 const DURATION_US: HeaderName = HeaderName::from_static("x-wasm-duration-us");
 const CPU_US: HeaderName = HeaderName::from_static("x-wasm-cpu-us");
 const MEMORY_PEAK_BYTES: HeaderName = HeaderName::from_static("x-wasm-memory-peak-bytes");
+const U64_DIGITS_MAX: usize = 20;
 const MODULE_SHA256: HeaderName = HeaderName::from_static("x-wasm-module-sha256");
 
 /// The JSON answer after its first field, `output`. That and `error` are what the earlier service
@@ -194,16 +198,29 @@ fn headers(outcome: &Outcome, module: ModuleHash) -> HeaderMap {
     if let Some(code) = exit_code(&outcome.end) {
         headers.insert(EXIT_CODE, HeaderValue::from(code));
     }
-    headers.insert(DURATION_US, HeaderValue::from(micros(outcome.usage.wall)));
-    headers.insert(CPU_US, HeaderValue::from(micros(outcome.usage.cpu)));
-    headers.insert(
-        MEMORY_PEAK_BYTES,
-        HeaderValue::from(outcome.usage.memory_peak_bytes),
-    );
+    add_usage(&mut headers, &outcome.usage);
     if let Ok(module) = HeaderValue::try_from(module.to_string()) {
         headers.insert(MODULE_SHA256, module);
     }
     headers
+}
+
+/// Says in headers what a guest used.
+pub fn add_usage(headers: &mut HeaderMap, usage: &Usage) {
+    let used = [
+        (DURATION_US, micros(usage.wall)),
+        (CPU_US, micros(usage.cpu)),
+        (MEMORY_PEAK_BYTES, usage.memory_peak_bytes),
+    ];
+    // The values are parts of one block: a block for each would cost more than all else about them.
+    let mut digits = BytesMut::with_capacity(used.len() * U64_DIGITS_MAX);
+    for (name, number) in used {
+        // There is room, and digits are good values.
+        let _ = write!(digits, "{number}");
+        if let Ok(value) = HeaderValue::from_maybe_shared(digits.split().freeze()) {
+            headers.insert(name, value);
+        }
+    }
 }
 
 fn exit_code(end: &End) -> Option<i32> {

@@ -1,8 +1,6 @@
 //! How answers leave: the one place where a failure becomes HTTP and common headers are added.
 
-use std::fmt::Write;
-
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::Entry;
 use http::response::Parts as RespParts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
@@ -15,20 +13,16 @@ use serde_json::{Map, Value, json};
 use super::compress::{self, Encoder};
 use super::connection::{self, Facts, Refusal};
 use super::{Ctx, Gateway, Shared, cors, request};
+use crate::api;
 use crate::failure::{Failure, code};
 use crate::limits;
 use crate::route::HeaderEdits;
-use crate::sandbox::Usage;
 
 /// What is written at a time. The write timeout is for each: it ends a client that takes nothing more,
 /// not one that takes its time.
 const PIECE_BYTES: usize = 64 * 1024;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_WASM_DURATION_US: HeaderName = HeaderName::from_static("x-wasm-duration-us");
-const X_WASM_CPU_US: HeaderName = HeaderName::from_static("x-wasm-cpu-us");
-const X_WASM_MEMORY_PEAK_BYTES: HeaderName = HeaderName::from_static("x-wasm-memory-peak-bytes");
-const U64_DIGITS_MAX: usize = 20;
 
 /// About as many fields as an answer gets from us.
 const FIELDS_ADDED: usize = 16;
@@ -181,7 +175,8 @@ impl Gateway {
             fields.extend(limits::headers(decision));
         }
         if let Some((_, usage)) = &ctx.guest {
-            add_receipt(fields, usage)?;
+            // One that goes on after the head has left can't have it.
+            api::add_usage(fields, usage);
         }
         if let Some(left) = &ctx.cpu_left {
             fields.extend(limits::cpu_headers(left));
@@ -200,27 +195,6 @@ impl Gateway {
         }
         Ok(())
     }
-}
-
-/// What a guest used, on the answer that it made. One that goes on after the head has left can't have it.
-fn add_receipt(fields: &mut HeaderMap, usage: &Usage) -> Result<(), Box<Error>> {
-    let receipt = [
-        (X_WASM_DURATION_US, usage.wall.as_micros() as u64),
-        (X_WASM_CPU_US, usage.cpu.as_micros() as u64),
-        (X_WASM_MEMORY_PEAK_BYTES, usage.memory_peak_bytes),
-    ];
-    // The values are parts of one block: a block for each would cost more than all else about them.
-    let mut digits = BytesMut::with_capacity(receipt.len() * U64_DIGITS_MAX);
-    for (name, number) in receipt {
-        // There is room.
-        let _ = write!(digits, "{number}");
-        let value = HeaderValue::from_maybe_shared(digits.split().freeze());
-        fields.insert(
-            name,
-            value.or_err(ErrorType::InvalidHTTPHeader, "a receipt")?,
-        );
-    }
-    Ok(())
 }
 
 /// Sends a body compressed: a short one whole, with its length, a long one piece by piece.

@@ -77,8 +77,6 @@ pub(super) struct Seat {
     ticked: AtomicU64,
     /// When the thread is to have long slices, as `deadline`.
     settles_at: AtomicU64,
-    /// Whether it has.
-    is_settled: AtomicBool,
     run: Mutex<Run>,
 }
 
@@ -88,6 +86,8 @@ struct Run {
     thread: Option<signal::Thread>,
     /// As the scheduler knows the thread, if it runs nothing but guests.
     scheduled: Option<libc::pid_t>,
+    /// It has long slices.
+    is_settled: bool,
     number: u64,
     stop_global: Option<StopGlobal>,
     /// Signals sent in the run at hand, or the last one.
@@ -302,7 +302,6 @@ impl Seat {
             deadline: AtomicU64::new(NEVER),
             ticked: AtomicU64::new(0),
             settles_at: AtomicU64::new(NEVER),
-            is_settled: AtomicBool::new(false),
             run: Mutex::default(),
         }
     }
@@ -320,8 +319,9 @@ impl Seat {
         let was_struck = self.stop.swap(false, Ordering::AcqRel);
         if run.scheduled.is_some() {
             self.settles_at.store(NEVER, Ordering::SeqCst);
+            let was_settled = std::mem::take(&mut run.is_settled);
             drop(run);
-            if self.is_settled.swap(false, Ordering::AcqRel) {
+            if was_settled {
                 priority::begin_anew();
             }
         }
@@ -331,7 +331,7 @@ impl Seat {
     /// Gives the thread long slices if its guest has run for a while at `now`.
     fn settle(&self, now: u64) {
         // As below.
-        let run = match self.run.try_lock() {
+        let mut run = match self.run.try_lock() {
             Ok(run) => run,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
@@ -343,7 +343,7 @@ impl Seat {
         self.settles_at.store(NEVER, Ordering::SeqCst);
         if let Some(thread) = run.scheduled {
             priority::settle(thread);
-            self.is_settled.store(true, Ordering::Release);
+            run.is_settled = true;
         }
     }
 
@@ -388,16 +388,16 @@ impl Seat {
 /// Settles guests that have been there for a while at `now`, but not many at once: it takes system calls. Says when
 /// to come again.
 fn settle(seats: &[&Seat], now: u64) -> u64 {
-    let is_due = |seat: &&&Seat| seat.settles_at.load(Ordering::SeqCst) <= now;
-    for seat in seats.iter().filter(is_due).take(SETTLED_AT_A_TIME) {
-        seat.settle(now);
+    let (mut left, mut next) = (SETTLED_AT_A_TIME, NEVER);
+    for seat in seats {
+        if left > 0 && seat.settles_at.load(Ordering::SeqCst) <= now {
+            seat.settle(now);
+            left -= 1;
+        }
+        next = next.min(seat.settles_at.load(Ordering::SeqCst));
     }
     // Some may be left, also of those whose locks were taken.
-    let soon = now.saturating_add(REPEAT.as_nanos() as u64);
-    let next = seats
-        .iter()
-        .map(|seat| seat.settles_at.load(Ordering::SeqCst));
-    next.min().unwrap_or(NEVER).max(soon)
+    next.max(now.saturating_add(REPEAT.as_nanos() as u64))
 }
 
 fn watchdog() -> &'static Watchdog {

@@ -183,63 +183,60 @@ pub(super) struct Decoder {
 impl Decoder {
     /// The execution of a record; `None` when it is not one that [`encode`] made.
     pub(super) fn decode(&mut self, record: &[u8]) -> Option<Execution> {
-        decode(record, &mut self.route)
+        let mut reader = Reader(record);
+        if reader.byte()? != VERSION {
+            return None;
+        }
+        let numbered = *NUMBERED.get(usize::from(reader.byte()?))?;
+        let flags = reader.byte()?;
+        let has = |flag| flags & flag != 0;
+        let status = if has(IS_STACK_LIMIT) {
+            Status::StackLimitExceeded
+        } else if has(IS_TABLE_LIMIT) {
+            Status::TableLimitExceeded
+        } else {
+            numbered
+        };
+        let id = reader.id()?;
+        let at = i64::from_le_bytes(reader.array()?);
+        let execution = Execution {
+            id,
+            at: DateTime::from_timestamp_micros(at).filter(|_| is_day(at))?,
+            status,
+            wall_us: reader.number()?,
+            cpu_us: reader.number()?,
+            memory_peak_bytes: reader.number()?,
+            bytes_in: reader.number()?,
+            bytes_out: reader.number()?,
+            caller: if has(HAS_CALLER) {
+                let (user_id, key_id) = (reader.id()?, reader.id()?);
+                Some(Caller { user_id, key_id })
+            } else {
+                None
+            },
+            module: if has(HAS_MODULE) {
+                Some(ModuleHash(reader.array()?))
+            } else {
+                None
+            },
+            module_id: if has(HAS_MODULE_ID) {
+                Some(reader.id()?)
+            } else {
+                None
+            },
+            route: if has(HAS_ROUTE) {
+                let route = reader.text()?;
+                if self.route.as_deref() != Some(route) {
+                    self.route = Some(route.into());
+                }
+                self.route.clone()
+            } else {
+                None
+            },
+            request_id: reader.text()?.into(),
+        };
+        reader.0.is_empty().then_some(execution)
     }
-}
-
-fn decode(record: &[u8], last_route: &mut Option<Arc<str>>) -> Option<Execution> {
-    let mut reader = Reader(record);
-    if reader.byte()? != VERSION {
-        return None;
-    }
-    let numbered = *NUMBERED.get(usize::from(reader.byte()?))?;
-    let flags = reader.byte()?;
-    let has = |flag| flags & flag != 0;
-    let status = if has(IS_STACK_LIMIT) {
-        Status::StackLimitExceeded
-    } else if has(IS_TABLE_LIMIT) {
-        Status::TableLimitExceeded
-    } else {
-        numbered
-    };
-    let id = reader.id()?;
-    let at = i64::from_le_bytes(reader.array()?);
-    let execution = Execution {
-        id,
-        at: DateTime::from_timestamp_micros(at).filter(|_| is_day(at))?,
-        status,
-        wall_us: reader.number()?,
-        cpu_us: reader.number()?,
-        memory_peak_bytes: reader.number()?,
-        bytes_in: reader.number()?,
-        bytes_out: reader.number()?,
-        caller: if has(HAS_CALLER) {
-            let (user_id, key_id) = (reader.id()?, reader.id()?);
-            Some(Caller { user_id, key_id })
-        } else {
-            None
-        },
-        module: if has(HAS_MODULE) {
-            Some(ModuleHash(reader.array()?))
-        } else {
-            None
-        },
-        module_id: if has(HAS_MODULE_ID) {
-            Some(reader.id()?)
-        } else {
-            None
-        },
-        route: if has(HAS_ROUTE) {
-            let route = reader.text()?;
-            let last = last_route.take_if(|last| **last != *route);
-            drop(last);
-            Some(Arc::clone(last_route.get_or_insert_with(|| route.into())))
-        } else {
-            None
-        },
-        request_id: reader.text()?.into(),
-    };
-    reader.0.is_empty().then_some(execution)
 }
 
 /// Whether both databases can hold the time: from 1970 to 9999.

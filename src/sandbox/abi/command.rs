@@ -6,7 +6,7 @@ const REQUEST_ID: &str = "X_REQUEST_ID";
 
 /// `argv[0]` is the part of the path that the route matched, as for `wagi`; the configured
 /// arguments follow. The program sees nothing of the request but its body and its id, so that one
-/// written for a shell runs unchanged.
+/// written for a shell runs unchanged. There is room for `env`, the variables that are configured.
 pub(super) fn args_and_env(
     request: &Request<'_>,
     args: &[String],
@@ -23,8 +23,5 @@ pub(super) fn args_and_env(
     let id_bytes = REQUEST_ID.len() + request.request_id.len() + 2;
     let mut variables = Strings::with_room(id_bytes + env_bytes.sum::<usize>());
     add_request_variable(&mut variables, REQUEST_ID, request.request_id, env);
-    for (name, value) in env {
-        variables.add_variable(name, value);
-    }
     (argv, variables)
 }

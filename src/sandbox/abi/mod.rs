@@ -78,10 +78,14 @@ impl Abi {
         args: &[String],
         env: &[(String, String)],
     ) -> ArgsAndEnv {
-        match self {
+        let (args, mut variables) = match self {
             Abi::Command => command::args_and_env(request, args, env),
             Abi::Wagi => wagi::args_and_env(request, env),
+        };
+        for (name, value) in env {
+            variables.add_variable(name, value);
         }
+        (args, variables)
     }
 }
 

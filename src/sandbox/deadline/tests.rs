@@ -385,7 +385,7 @@ fn a_guest_that_goes_on_no_longer_runs_before_those_that_begin() {
     let seat = seats.find(|seat| seat.lock().scheduled == Some(id));
     let seat = seat.unwrap();
     let deadline = Instant::now() + Duration::from_secs(300);
-    while !seat.is_settled.load(Ordering::Acquire) {
+    while !seat.lock().is_settled {
         assert!(Instant::now() < deadline, "it is not settled");
         thread::sleep(Duration::from_millis(1));
     }
@@ -395,7 +395,7 @@ fn a_guest_that_goes_on_no_longer_runs_before_those_that_begin() {
     expire(super::RunId { seat, number });
     told.recv().unwrap();
     assert!([0, 200_000].contains(&priority::slice(id)));
-    assert!(!seat.is_settled.load(Ordering::Acquire));
+    assert!(!seat.lock().is_settled);
     go.send(()).unwrap();
     assert!(std::ptr::eq(guests.join().unwrap(), seat));
     assert_ne!(seat.lock().scheduled, Some(id));

@@ -54,7 +54,7 @@ pub fn is_given(name: &HeaderName) -> bool {
 /// `argv` is SCRIPT_NAME (`/` if that is empty) and then the query string's parts between `&`, as
 /// they came (WAGI's rule; that of RFC 3875 section 4.4 would leave out queries with a `=`). A
 /// variable whose value holds a NUL byte is left out, as the environment can't hold one. Bytes that
-/// are not UTF-8 become U+FFFD. Variables that are `configured` come last.
+/// are not UTF-8 become U+FFFD. Variables whose names are `configured` are left to those.
 pub fn args_and_env(request: &Request<'_>, configured: &[(String, String)]) -> ArgsAndEnv {
     let path = SplitPath::of(request);
     let args = arguments(path.script_name, request.query);
@@ -67,11 +67,7 @@ pub fn args_and_env(request: &Request<'_>, configured: &[(String, String)]) -> A
     set_connection(&mut env, request);
     set_params(&mut env, request.params);
     set_headers(&mut env, request);
-    let mut variables = env.variables;
-    for (name, value) in configured {
-        variables.add_variable(name, value);
-    }
-    (args, variables)
+    (args, env.variables)
 }
 
 /// A request's path where the route's part ends and the script's begins, both still encoded.
