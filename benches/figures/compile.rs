@@ -5,8 +5,9 @@ use std::num::NonZero;
 use std::time::Instant;
 
 use bytes::Bytes;
-use wasmer::sys::{Cranelift, EngineBuilder, Singlepass};
+use wasmer::sys::{Cranelift, EngineBuilder};
 use wasmer::{Engine, Module};
+use wasmer_compiler_singlepass::Singlepass;
 
 use super::support;
 use super::support::report::Samples;

@@ -1,22 +1,26 @@
 //! Who allocates memory, and how large blocks are treated.
 //!
 //! The gateway takes mimalloc: proxying allocates some dozens of blocks per request, which costs it half as
-//! much as with the C library's allocator. A compile worker, which lives for one job, takes the
-//! latter, which can be given its memory before the job comes.
+//! much as with the C library's allocator. A compile worker, which lives for one job, takes an
+//! [arena], which can be given its memory before the job comes.
 
 #![expect(
     unsafe_code,
     reason = "is an allocator, and calls the C library's mallopt"
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod arena;
+
+use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use libmimalloc_sys as mimalloc;
 
-/// The variable that makes a process take the C library's allocator.
-pub(super) const PLAIN: &CStr = c"WASM_WIZARD_PLAIN_ALLOCATOR";
+use self::arena::Arena;
+
+/// The variable that makes a process take the arena.
+pub(super) const ARENA: &CStr = c"WASM_WIZARD_ARENA";
 
 /// The program's allocator; see the module's documentation.
 pub struct Allocator;
@@ -24,20 +28,24 @@ pub struct Allocator;
 static WHICH: AtomicU8 = AtomicU8::new(UNKNOWN);
 const UNKNOWN: u8 = 0;
 const MIMALLOC: u8 = 1;
-const SYSTEM: u8 = 2;
+const ARENA_TAKEN: u8 = 2;
 
 /// Which one this process takes. Always the same: nothing in the process changes its environment.
-fn is_system() -> bool {
+fn takes_arena() -> bool {
     match WHICH.load(Ordering::Relaxed) {
         UNKNOWN => {
             // SAFETY: a string that ends in NUL. The first allocation of a process comes before its
             // second thread, so nobody changes the environment meanwhile.
-            let plain = unsafe { libc::getenv(PLAIN.as_ptr()) };
-            let which = if plain.is_null() { MIMALLOC } else { SYSTEM };
+            let asked = unsafe { libc::getenv(ARENA.as_ptr()) };
+            let which = if asked.is_null() {
+                MIMALLOC
+            } else {
+                ARENA_TAKEN
+            };
             WHICH.store(which, Ordering::Relaxed);
-            which == SYSTEM
+            which == ARENA_TAKEN
         }
-        which => which == SYSTEM,
+        which => which == ARENA_TAKEN,
     }
 }
 
@@ -55,8 +63,8 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are those that are asked for. So below.
         unsafe {
-            if is_system() {
-                System.alloc(layout)
+            if takes_arena() {
+                Arena.alloc(layout)
             } else if is_aligned_anyway(layout) {
                 mimalloc::mi_malloc(layout.size()).cast()
             } else {
@@ -68,8 +76,8 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as above.
         unsafe {
-            if is_system() {
-                System.alloc_zeroed(layout)
+            if takes_arena() {
+                Arena.alloc_zeroed(layout)
             } else if is_aligned_anyway(layout) {
                 mimalloc::mi_zalloc(layout.size()).cast()
             } else {
@@ -81,8 +89,8 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: as above.
         unsafe {
-            if is_system() {
-                System.dealloc(block, layout);
+            if takes_arena() {
+                Arena.dealloc(block, layout);
             } else {
                 mimalloc::mi_free(block.cast());
             }
@@ -92,8 +100,8 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         // SAFETY: as above.
         unsafe {
-            if is_system() {
-                System.realloc(block, layout, bytes)
+            if takes_arena() {
+                Arena.realloc(block, layout, bytes)
             } else {
                 mimalloc::mi_realloc_aligned(block.cast(), bytes, layout.align()).cast()
             }
@@ -151,18 +159,24 @@ pub fn give_back_large_blocks() {
     let _ = (MAPPED_BYTES, KEPT_BYTES);
 }
 
-/// Heaps of a process that [`keep_memory_at_hand`], and what each has ready, in bytes: about what a
-/// module of half a MiB takes to be compiled by Singlepass on two threads.
+/// Chunks of the arena that a compile worker has ready: about what small blocks take when Singlepass
+/// compiles half a MiB on two threads.
+const CHUNKS: usize = 20;
+/// Heaps of the C library's, for large blocks.
 const HEAPS: libc::c_int = 2;
-const AT_HAND_BYTES: usize = 6 << 20;
+/// What the heap of the main thread has ready, in bytes: the module, and its artifact in two pieces and while it
+/// grows.
+const FIRST_BYTES: usize = 6 << 20;
+/// What that of the other threads has ready, in bytes: functions of some size.
+const SECOND_BYTES: usize = 1 << 20;
 /// A block that large is not kept when it is freed, as long as nothing else is said.
 const SHRINKING_BYTES: usize = 1 << 20;
 /// Blocks up to this size come from the heaps.
 const UNMAPPED_BYTES: libc::c_int = 32 << 20;
 
 /// Has a process that lives for one job do it with few page faults, and without giving memory back:
-/// its threads share two heaps, which have memory before the job comes. To be called before the
-/// process has a second thread.
+/// the arena has memory before the job comes, and so have the two heaps of the C library's that its threads
+/// share. To be called before the process has a second thread.
 ///
 /// A further heap of the GNU C library asks a file in /proc, when it shrinks for the first time,
 /// whether it may. A contained process can't open one; so it happens here.
@@ -175,8 +189,9 @@ pub(super) fn keep_memory_at_hand() {
         on_second_heap(|| drop(std::hint::black_box(vec![1_u8; SHRINKING_BYTES])));
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
     }
-    fill_heap();
-    on_second_heap(fill_heap);
+    arena::make_ready(CHUNKS);
+    fill_heap(FIRST_BYTES);
+    on_second_heap(|| fill_heap(SECOND_BYTES));
 }
 
 /// The first thread after the main one makes the second heap, and leaves it to those that follow.
@@ -188,8 +203,8 @@ fn on_second_heap(work: fn()) {
 }
 
 /// Makes the calling thread's heap larger by memory that is there.
-fn fill_heap() {
-    let mut block = Vec::<u8>::with_capacity(AT_HAND_BYTES);
+fn fill_heap(bytes: usize) {
+    let mut block = Vec::<u8>::with_capacity(bytes);
     // SAFETY: the range is the block's own, which holds nothing. All that the call does is what
     // writing to each of its pages would; where the kernel does not know it (before 5.14), the pages
     // come when they are used.
@@ -198,7 +213,7 @@ fn fill_heap() {
         let start = block.as_mut_ptr().align_offset(page);
         libc::madvise(
             block.as_mut_ptr().add(start).cast(),
-            AT_HAND_BYTES - page,
+            bytes - page,
             libc::MADV_POPULATE_WRITE,
         );
     }

@@ -11,13 +11,14 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use wasmer::CompileError;
-use wasmer::sys::{Cranelift, EngineBuilder, Features, Singlepass};
+use wasmer::sys::{Cranelift, EngineBuilder, Features};
 use wasmer_compiler::types::function::Compilation;
 use wasmer_compiler::types::module::CompileModuleInfo;
 use wasmer_compiler::{
     ArtifactBuild, ArtifactCreate, CompilerConfig, Engine, FunctionBodyData, ModuleEnvironment,
     ModuleMiddleware, ModuleTranslationState,
 };
+use wasmer_compiler_singlepass::Singlepass;
 use wasmer_types::entity::PrimaryMap;
 use wasmer_types::target::Target;
 use wasmer_types::{CompilationProgressCallback, LocalFunctionIndex};

@@ -185,8 +185,8 @@ pub fn compile_worker() -> i32 {
 fn work() -> io::Result<()> {
     contain::begin()?;
     priority::take_turns();
-    let mut input = io::stdin().lock();
-    // Not through the line buffer of standard output: an artifact has no lines.
+    // Neither through the standard library's buffers: what passes is large, and has no lines.
+    let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut limits = [0; LIMITS_BYTES];
     input.read_exact(&mut limits)?;
@@ -282,12 +282,11 @@ fn job(input: &mut impl Read) -> io::Result<(Task, Vec<u8>)> {
         TRANSLATE => Task::Translate,
         _ => return Err(io::ErrorKind::InvalidData.into()),
     };
-    let length = number(&head, 1);
+    let length = usize::try_from(number(&head, 1)).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let mut bytes = Vec::new();
-    input.take(length).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 != length {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
+    bytes.try_reserve_exact(length)?;
+    bytes.resize(length, 0);
+    input.read_exact(&mut bytes)?;
     Ok((task, bytes))
 }
 

@@ -75,7 +75,7 @@ impl Worker {
         let mut child = Command::new(&settings.worker)
             .arg(worker::COMMAND)
             .env_clear()
-            .env(allocator::PLAIN.to_string_lossy().as_ref(), "1")
+            .env(allocator::ARENA.to_string_lossy().as_ref(), "1")
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

