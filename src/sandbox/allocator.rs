@@ -174,13 +174,12 @@ const SHRINKING_BYTES: usize = 1 << 20;
 /// Blocks up to this size come from the heaps.
 const UNMAPPED_BYTES: libc::c_int = 32 << 20;
 
-/// Has a process that lives for one job do it with few page faults, and without giving memory back:
-/// the arena has memory before the job comes, and so have the two heaps of the C library's that its threads
-/// share. To be called before the process has a second thread.
+/// Has the threads of this process, and of those forked from it, share two of the C library's heaps, which keep
+/// what they have. To be called before the process has a second thread.
 ///
 /// A further heap of the GNU C library asks a file in /proc, when it shrinks for the first time,
 /// whether it may. A contained process can't open one; so it happens here.
-pub(super) fn keep_memory_at_hand() {
+pub(super) fn prepare_heaps() {
     #[cfg(target_env = "gnu")]
     // SAFETY: as above.
     unsafe {
@@ -189,36 +188,67 @@ pub(super) fn keep_memory_at_hand() {
         on_second_heap(|| drop(std::hint::black_box(vec![1_u8; SHRINKING_BYTES])));
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
     }
-    arena::make_ready(CHUNKS);
-    fill_heap(FIRST_BYTES);
-    on_second_heap(|| fill_heap(SECOND_BYTES));
 }
+
+/// Memory of a process that lives for one job: what the arena and both heaps take it from, but for
+/// what the kernel has not given yet.
+pub(super) struct Ready {
+    ranges: [(*mut u8, usize); 3],
+}
+
+/// What is asked of the kernel at a time, in bytes.
+const PIECE_BYTES: usize = 256 << 10;
+
+impl Ready {
+    /// To be called while the process has one thread.
+    pub(super) fn reserve() -> Ready {
+        let arena = arena::begin_anew(CHUNKS);
+        let first = enlarge_heap(FIRST_BYTES);
+        let second = on_second_heap(|| Reserved(enlarge_heap(SECOND_BYTES)));
+        let second = second.map_or((std::ptr::null_mut(), 0), |second| second.0);
+        Ready {
+            ranges: [arena, first, second],
+        }
+    }
+
+    /// Has the kernel give another piece of each, which costs less than a page fault for each page of it when it
+    /// is used. False if there is nothing left.
+    pub(super) fn fetch(&mut self) -> bool {
+        for (at, left) in &mut self.ranges {
+            let piece = (*left).min(PIECE_BYTES);
+            // SAFETY: all that the call does to a page, whoever has it, is
+            // what a write of what is there already would; where the kernel does not know it (before 5.14),
+            // the pages come when they are used.
+            unsafe { libc::madvise(at.cast(), piece, libc::MADV_POPULATE_WRITE) };
+            *at = at.wrapping_add(piece);
+            *left -= piece;
+        }
+        self.ranges.iter().any(|(_, left)| *left > 0)
+    }
+}
+
+/// A part of a heap that another thread made larger.
+struct Reserved((*mut u8, usize));
+
+// SAFETY: an address and a length, behind which nobody reads or writes.
+unsafe impl Send for Reserved {}
 
 /// The first thread after the main one makes the second heap, and leaves it to those that follow.
-fn on_second_heap(work: fn()) {
+fn on_second_heap<T: Send + 'static>(work: fn() -> T) -> Option<T> {
     // If there is no thread now, there may be none later, and the job will tell.
-    if let Ok(second) = std::thread::Builder::new().spawn(work) {
-        let _ = second.join();
-    }
+    let second = std::thread::Builder::new().spawn(work).ok()?;
+    second.join().ok()
 }
 
-/// Makes the calling thread's heap larger by memory that is there.
-fn fill_heap(bytes: usize) {
+/// Makes the calling thread's heap larger. Returns the pages that it has more.
+fn enlarge_heap(bytes: usize) -> (*mut u8, usize) {
     let mut block = Vec::<u8>::with_capacity(bytes);
-    // SAFETY: the range is the block's own, which holds nothing. All that the call does is what
-    // writing to each of its pages would; where the kernel does not know it (before 5.14), the pages
-    // come when they are used.
-    unsafe {
-        let page = 4096;
-        let start = block.as_mut_ptr().align_offset(page);
-        libc::madvise(
-            block.as_mut_ptr().add(start).cast(),
-            bytes - page,
-            libc::MADV_POPULATE_WRITE,
-        );
-    }
+    let page = 4096;
+    let before = block.as_mut_ptr().align_offset(page);
+    let pages = block.as_mut_ptr().wrapping_add(before);
     // Freed, it stays with the heap.
     drop(std::hint::black_box(block));
+    (pages, (bytes - page) / page * page)
 }
 
 #[cfg(test)]

@@ -15,8 +15,10 @@
 mod airborne;
 mod child;
 mod flight;
+mod fork_server;
 mod keeper;
 mod making;
+mod process;
 mod queue;
 mod translate;
 mod turn;

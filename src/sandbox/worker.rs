@@ -1,19 +1,22 @@
 //! The compile worker: a child process that compiles one hostile module, or translates one hostile
 //! text to binary, and ends.
 //!
-//! It is started before there is anything to compile. The parent first writes the limits; the worker
-//! bounds itself by them, warms up, gives up every right it does not need ([`contain`]), says hello
+//! It is forked before there is anything to compile, from a process that is warm ([`fork_server`]). It bounds
+//! itself by the limits it is given, gives up every right it does not need ([`contain`]), says hello
 //! and waits. Then come the job and its input, and one answer goes back. No input is read before the
 //! worker is contained, and no worker sees two.
 
 mod contain;
+pub(super) mod fork_server;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
 
 use bytes::Bytes;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::codegen::Codegen;
 use super::engine::Compiler;
@@ -23,7 +26,7 @@ use super::{ModuleError, allocator, priority, text};
 pub(super) const COMMAND: &str = "compile-worker";
 
 /// Tells our protocol from whatever else might be on the other end, with its version.
-const MAGIC: [u8; 8] = *b"wwcomp04";
+const MAGIC: [u8; 8] = *b"wwcomp05";
 const LIMITS_BYTES: usize = 24;
 /// Task and length of the input.
 pub(super) const JOB_HEAD_BYTES: usize = 9;
@@ -34,7 +37,7 @@ pub(super) const ANSWER_HEAD_BYTES: usize = 16;
 const TAG_AT: usize = 4;
 const LENGTH_AT: usize = 8;
 
-/// What a worker may use, sent when it starts.
+/// What a worker may use, sent to the fork server.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// Address space.
@@ -175,25 +178,17 @@ fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(number)
 }
 
-/// Entry point of the hidden `compile-worker` command: reads limits and one job on standard input,
-/// writes what it made or an error on standard output. Returns the process's exit code.
+/// Entry point of the hidden `compile-worker` command, with a socket of the gateway's as standard input: is the
+/// fork server, and each of the workers. Returns the process's exit code.
 pub fn compile_worker() -> i32 {
     // Whoever reads the other end knows what an end without an answer means.
-    i32::from(work().is_err())
+    i32::from(run().is_err())
 }
 
-fn work() -> io::Result<()> {
+fn run() -> io::Result<()> {
     contain::begin()?;
     priority::take_turns();
-    // Neither through the standard library's buffers: what passes is large, and has no lines.
-    let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    let mut limits = [0; LIMITS_BYTES];
-    input.read_exact(&mut limits)?;
-    let limits = Limits::decode(limits)
-        .ok_or_else(|| io::Error::other("this command is for the gateway's own use"))?;
-    contain::bound(limits)?;
-    allocator::keep_memory_at_hand();
+    allocator::prepare_heaps();
     // The compiler may panic on what nobody thought of: that is the module's fault, and the text
     // of the panic means nothing to a client.
     panic::set_hook(Box::new(|_| {}));
@@ -201,6 +196,28 @@ fn work() -> io::Result<()> {
     // Made now, because they look at the machine in ways that the filter forbids.
     let singlepass = Codegen::new(Compiler::Singlepass);
     let cranelift = Codegen::new(Compiler::Cranelift);
+    let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    fork_server::be_alone()?;
+    match fork_server::serve(control)? {
+        Some(limits) => work(limits, singlepass, cranelift),
+        None => Ok(()),
+    }
+}
+
+/// One worker's life.
+fn work(limits: Limits, singlepass: Codegen, cranelift: Codegen) -> io::Result<()> {
+    contain::begin_worker()?;
+    // Neither through the standard library's buffers: what passes is large, and has no lines.
+    let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    contain::bound(limits)?;
+    let mut memory = allocator::Ready::reserve();
+    // As long as nobody waits: what the server has in memory is brought to this process too, and more memory
+    // is asked for than a small job takes.
+    if !has_come(&input) {
+        warm_up();
+    }
+    while !has_come(&input) && memory.fetch() {}
     let unfiltered = contain::filter();
     (&output).write_all(&unfiltered.to_le_bytes())?;
 
@@ -226,25 +243,14 @@ fn work() -> io::Result<()> {
     Ok(())
 }
 
-/// Translates a small module and compiles it with both compilers, so that the code for it is in
-/// memory and linked when the job comes, and that what they ask of the system once is asked before the filter
-/// forbids it.
+/// Translates a small module and compiles it, so that the code for it is in memory and linked when the job
+/// comes. By Singlepass, as somebody waits for it: a large job for Cranelift takes a hundred milliseconds and more.
 fn warm_up() {
-    // Somebody waits for Singlepass. A large job for Cranelift takes a hundred milliseconds and more, beside which the
-    // two that all of it would take here, for each spare, are nothing.
-    for (compiler, text) in [
-        (Compiler::Singlepass, WARM_UP),
-        (Compiler::Cranelift, LEAST),
-    ] {
-        if let Ok(wasm) = wat::parse_str(text) {
-            // What fails here will fail for the job, and is told there.
-            let _ = panic::catch_unwind(|| Codegen::new(compiler).compile(&wasm));
-        }
+    if let Ok(wasm) = wat::parse_str(WARM_UP) {
+        // What fails here will fail for the job, and is told there.
+        let _ = panic::catch_unwind(|| Codegen::new(Compiler::Singlepass).compile(&wasm));
     }
 }
-
-/// The least there is to compile.
-const LEAST: &str = "(module (func))";
 
 /// Something of everything that programs are made of.
 const WARM_UP: &str = r#"(module
@@ -271,6 +277,13 @@ const WARM_UP: &str = r#"(module
   (func (export "_start")
     (drop (call $integers (i32.const 7)))
     (drop (call_indirect (type $unary) (i32.const 5) (i32.const 1)))))"#;
+
+/// Whether there is something to read, or nothing will be.
+fn has_come(input: &File) -> bool {
+    let mut polls = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+    // What is wrong with it, reading will tell.
+    poll(&mut polls, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
 
 /// Reads the job to its end.
 fn job(input: &mut impl Read) -> io::Result<(Task, Vec<u8>)> {

@@ -126,36 +126,45 @@ impl Heap {
 static READY: AtomicUsize = AtomicUsize::new(0);
 static READY_END: AtomicUsize = AtomicUsize::new(0);
 
-/// Has `count` chunks ready for all threads. To be called before the process has a second thread.
-pub(super) fn make_ready(count: usize) {
+/// Has the next `count` chunks come from one piece of memory, which is returned, and the calling thread take no more
+/// of what it had before: in a process that was forked, to write to that would copy it. To be called while the process
+/// has one thread.
+pub(super) fn begin_anew(count: usize) -> (*mut u8, usize) {
     let bytes = count * CHUNK;
-    let chunks = map(bytes);
-    if !chunks.is_null() {
-        READY_END.store(chunks.expose_provenance() + bytes, Ordering::Relaxed);
-        READY.store(chunks.expose_provenance(), Ordering::Relaxed);
+    let chunks = map(bytes, 0);
+    if chunks.is_null() {
+        return (chunks, 0);
     }
+    READY_END.store(chunks.expose_provenance() + bytes, Ordering::Relaxed);
+    READY.store(chunks.expose_provenance(), Ordering::Relaxed);
+    HEAP.with(|heap| {
+        heap.free.iter().for_each(|list| list.set(ptr::null_mut()));
+        heap.left.set(0);
+    });
+    (chunks, bytes)
 }
 
-/// A chunk with its memory, or null.
+/// A chunk, or null.
 fn chunk() -> *mut u8 {
     let taken = READY.try_update(Ordering::Relaxed, Ordering::Relaxed, |at| {
         (at < READY_END.load(Ordering::Relaxed)).then_some(at + CHUNK)
     });
     match taken {
         Ok(chunk) => ptr::with_exposed_provenance_mut(chunk),
-        Err(_) => map(CHUNK),
+        // All of it at once costs less than a page fault for each page.
+        Err(_) => map(CHUNK, libc::MAP_POPULATE),
     }
 }
 
-/// Memory that is there, or null.
-fn map(bytes: usize) -> *mut u8 {
+/// Memory, or null.
+fn map(bytes: usize, flags: libc::c_int) -> *mut u8 {
     // SAFETY: asks for memory where nothing is.
     let memory = unsafe {
         libc::mmap(
             ptr::null_mut(),
             bytes,
             libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags,
             -1,
             0,
         )

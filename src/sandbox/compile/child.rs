@@ -6,19 +6,21 @@
 )]
 
 use std::cell::Cell;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::super::ModuleError;
 use super::super::settings::CompileSettings;
-use super::super::worker::{self, Answer, Job, Limits, Reply};
-use super::super::{ModuleError, allocator};
+use super::super::worker::{self, Answer, Job, Reply};
+use super::fork_server::Forks;
 use super::keeper::Taken;
+use super::process::Process;
 
 /// How often the parent looks whether anybody still waits.
 const LOOK: Duration = Duration::from_millis(20);
@@ -54,56 +56,25 @@ impl From<io::Error> for Failure {
 ///
 /// The kernel kills it too when the thread that started it ends: see [`super::keeper`].
 pub(super) struct Worker {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: ChildStdout,
+    child: Process,
+    stdin: Option<PipeWriter>,
+    stdout: PipeReader,
     /// Dropped after the child has ended.
     taken: Option<Taken>,
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // Both fail only for a child that is reaped already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 impl Worker {
-    /// Starts a child and tells it its limits. It warms up by itself.
-    pub(super) fn start(settings: &CompileSettings) -> io::Result<Worker> {
-        let mut child = Command::new(&settings.worker)
-            .arg(worker::COMMAND)
-            .env_clear()
-            .env(allocator::ARENA.to_string_lossy().as_ref(), "1")
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let (Some(stdin), Some(stdout)) = (stdin, stdout) else {
-            return Err(io::Error::other("a child without pipes"));
-        };
-        let mut worker = Worker {
+    /// Starts a child. It warms up by itself.
+    pub(super) fn start(forks: &mut Forks) -> io::Result<Worker> {
+        let (child, stdin, stdout) = forks.fork()?;
+        set_up_pipe(&stdin)?;
+        set_up_pipe(&stdout)?;
+        Ok(Worker {
             child,
-            stdin: None,
+            stdin: Some(stdin),
             stdout,
             taken: None,
-        };
-        set_up_pipe(&stdin)?;
-        set_up_pipe(&worker.stdout)?;
-        let limits = Limits {
-            memory_bytes_max: settings.memory_bytes_max,
-            // To warm up takes less than one.
-            cpu_seconds_max: settings.timeout.as_secs().saturating_add(2),
-        };
-        // The pipe is empty and holds them, so this does not wait.
-        match worker.stdin.insert(stdin).write_all(&limits.encode()) {
-            // Why it is gone already, its end will say.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(worker),
-            result => result.map(|()| worker),
-        }
+        })
     }
 
     /// Says that it is no spare any more.
@@ -138,7 +109,7 @@ impl Worker {
         })
     }
 
-    fn killed(mut self) -> Worker {
+    fn killed(self) -> Worker {
         // Fails only for a child that has ended already.
         let _ = self.child.kill();
         self
@@ -148,11 +119,8 @@ impl Worker {
         // SAFETY: the call takes no pointers. The child is not reaped, so its id is nobody else's.
         unsafe {
             // To become less important never fails; and if it did, the compile is only less polite.
-            libc::setpriority(
-                libc::PRIO_PROCESS,
-                self.child.id() as libc::id_t,
-                NICENESS_BACKGROUND,
-            );
+            let child = self.child.id() as libc::id_t;
+            libc::setpriority(libc::PRIO_PROCESS, child, NICENESS_BACKGROUND);
         }
     }
 }
@@ -161,7 +129,7 @@ impl Worker {
 pub(super) struct Working<'a> {
     worker: Worker,
     /// Where what is left of the job goes.
-    stdin: Option<ChildStdin>,
+    stdin: Option<PipeWriter>,
     talk: Talk<'a>,
 }
 
@@ -214,7 +182,7 @@ impl Working<'_> {
 
 /// Has a child that works stand still. Its deadline is so much later.
 pub(super) struct Brake {
-    child: u32,
+    child: libc::pid_t,
     held: Cell<Duration>,
 }
 
@@ -231,7 +199,7 @@ impl Brake {
     fn signal(&self, signal: libc::c_int) {
         // SAFETY: the call takes no pointers. The child is not reaped while its worker runs a job, so its
         // id is nobody else's. One that has ended does not notice.
-        unsafe { libc::kill(self.child as libc::pid_t, signal) };
+        unsafe { libc::kill(self.child, signal) };
     }
 }
 
@@ -276,8 +244,8 @@ impl Talk<'_> {
     /// Sends the job and reads the answer to its end. The deadline is asked for each time.
     fn run(
         &mut self,
-        mut stdin: Option<ChildStdin>,
-        stdout: &mut ChildStdout,
+        mut stdin: Option<PipeWriter>,
+        stdout: &mut PipeReader,
         answer_bytes_max: u64,
         deadline: &mut impl FnMut() -> Result<Instant, Failure>,
     ) -> Result<(), Failure> {
@@ -299,7 +267,7 @@ impl Talk<'_> {
     }
 
     /// Sends what the pipe takes, and closes it when that is all.
-    fn send_all(&mut self, stdin: &mut Option<ChildStdin>) -> Result<(), Failure> {
+    fn send_all(&mut self, stdin: &mut Option<PipeWriter>) -> Result<(), Failure> {
         if let Some(pipe) = stdin
             && self.send(pipe)?
         {
@@ -309,7 +277,7 @@ impl Talk<'_> {
     }
 
     /// True when all is sent, or the child reads no more.
-    fn send(&mut self, pipe: &mut ChildStdin) -> Result<bool, Failure> {
+    fn send(&mut self, pipe: &mut PipeWriter) -> Result<bool, Failure> {
         loop {
             let head = self.head.get(self.sent..).unwrap_or_default();
             let of_input = self.sent.saturating_sub(self.head.len());
@@ -329,7 +297,7 @@ impl Talk<'_> {
     }
 
     /// True when the child has closed its end.
-    fn receive(&mut self, pipe: &mut ChildStdout, bytes_max: u64) -> Result<bool, Failure> {
+    fn receive(&mut self, pipe: &mut PipeReader, bytes_max: u64) -> Result<bool, Failure> {
         loop {
             let announced = Reply::announced(&self.answer).unwrap_or(0);
             if announced.max(self.answer.len() as u64) > bytes_max {
@@ -431,7 +399,7 @@ pub(super) fn set_nonblocking(pipe: &impl AsRawFd) -> io::Result<()> {
 }
 
 /// Waits until one of the pipes is ready, or for `timeout`.
-fn wait(stdin: Option<&ChildStdin>, stdout: &ChildStdout, timeout: Duration) -> io::Result<()> {
+fn wait(stdin: Option<&PipeWriter>, stdout: &PipeReader, timeout: Duration) -> io::Result<()> {
     // A negative descriptor is passed over (poll(2)).
     let poll = |fd, events| libc::pollfd {
         fd,

@@ -1,7 +1,7 @@
 //! The keeper: the thread that starts all compile workers, and keeps some warm.
 //!
-//! The kernel kills a child when the *thread* that started it ends (prctl(2), `PR_SET_PDEATHSIG`), so
-//! one thread starts them all and lives as long as compiles can be asked for. Nothing is left behind
+//! The kernel kills a child when the *thread* that started it, or the server that forked it, ends (prctl(2),
+//! `PR_SET_PDEATHSIG`), so one thread starts them all and lives as long as compiles can be asked for. Nothing is left behind
 //! when the gateway dies: the kernel kills what the thread started, and a worker that waits for its
 //! job reads the end of its input.
 
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::super::settings::CompileSettings;
 use super::child::{Worker, set_nonblocking};
+use super::fork_server::Forks;
 
 /// How soon a spare that ended by itself is replaced, after the last start. Twice as long each time
 /// it happens again: a machine on which they all end at once would do nothing else.
@@ -148,6 +149,7 @@ impl Shared {
 
     fn run(&self, mut woken: PipeReader) {
         let _ending = Ending(self);
+        let mut forks = Forks::new(self.settings.clone());
         let mut refill = Refill::default();
         loop {
             let mut state = self.lock();
@@ -157,7 +159,7 @@ impl Shared {
             if let Some(order) = state.orders.pop_front() {
                 drop(state);
                 // Who has gone meanwhile gets none: the worker is dropped, which ends it.
-                let _ = order.send(Worker::start(&self.settings));
+                let _ = order.send(Worker::start(&mut forks));
                 continue;
             }
             let dead = state.remove_dead();
@@ -178,7 +180,7 @@ impl Shared {
             let pause = refill.pause().max(courtesy);
             if is_short && pause.is_zero() {
                 refill.last = Some(Instant::now());
-                match Worker::start(&self.settings) {
+                match Worker::start(&mut forks) {
                     Ok(worker) => self.lock().spares.push_back(worker),
                     Err(error) => {
                         tracing::warn!(%error, "a compile worker can't be started");

@@ -17,7 +17,7 @@ use super::Limits;
 /// How much a compile steps back for the threads that serve requests.
 const NICENESS: libc::c_int = 5;
 
-/// The first thing a worker does.
+/// The first thing the fork server does, for all its workers.
 pub(super) fn begin() -> io::Result<()> {
     // The first to go when memory runs out. Best effort: not every system lets us.
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
@@ -35,6 +35,12 @@ pub(super) fn begin() -> io::Result<()> {
     limit(libc::RLIMIT_CORE, 0, 0)?;
     // No file can be written. (A limit on processes would count all of the user's.)
     limit(libc::RLIMIT_FSIZE, 0, 0)
+}
+
+/// What a worker does not have from the fork server: the first thing it does.
+pub(super) fn begin_worker() -> io::Result<()> {
+    // SAFETY: the call changes an attribute of this process and takes no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) })
 }
 
 /// Bounds memory and CPU time.

@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use super::super::fork_server::{Forks, tests::server_of};
 use super::{Bounds, Brake, Failure, Worker};
 use crate::sandbox::engine::Compiler;
 use crate::sandbox::worker::{Job, Task};
@@ -22,14 +22,11 @@ struct Script {
 /// A worker that does what the script says. The script may write its pid to `$HERE/pid`.
 fn script(lines: &str, timeout: Duration) -> Script {
     let folder = tempfile::tempdir().unwrap();
-    let worker = folder.path().join("worker");
     let here = folder.path().display();
-    fs::write(
-        &worker,
-        format!("#!/bin/sh\nHERE={here}\necho $$ > $HERE/pid\n{lines}\n"),
-    )
-    .unwrap();
-    fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+    let worker = server_of(
+        folder.path(),
+        &format!("HERE={here}\necho $$ > $HERE/pid\n{lines}\n"),
+    );
     let settings = CompileSettings {
         worker,
         workers_max: 1,
@@ -56,7 +53,7 @@ impl Script {
             made_bytes_max: 1 << 20,
             is_background: true,
         };
-        let worker = Worker::start(&self.settings)?;
+        let worker = Worker::start(&mut Forks::new(self.settings.clone()))?;
         let made = worker
             .begin(&job)?
             .finish(&self.settings, bounds, abandoned)?;
@@ -183,7 +180,8 @@ fn a_worker_that_talks_without_end_is_cut_off() {
 #[test]
 fn a_worker_that_is_no_program_is_our_failure() {
     let script = script("", LONG);
-    fs::write(&script.settings.worker, "not a program").unwrap();
-    fs::set_permissions(&script.settings.worker, fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(matches!(script.error(), ModuleError::Internal(_)));
+    for program in ["not a program", "#!/bin/sh\nexit 0\n"] {
+        fs::write(&script.settings.worker, program).unwrap();
+        assert!(matches!(script.error(), ModuleError::Internal(_)));
+    }
 }

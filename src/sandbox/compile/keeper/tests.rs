@@ -1,13 +1,13 @@
 //! Spares: made, handed out, replaced and ended. Shell scripts stand in for the worker.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::super::fork_server::tests::server_of;
 use super::Keeper;
 use crate::sandbox::CompileSettings;
 
@@ -19,15 +19,9 @@ struct Workers {
 /// Workers that write their ids into a folder and then do what the script says.
 fn workers(script: &str, spare: usize) -> Workers {
     let folder = tempfile::tempdir().unwrap();
-    let worker = folder.path().join("worker");
     let here = folder.path().display();
     fs::create_dir(folder.path().join("pids")).unwrap();
-    fs::write(
-        &worker,
-        format!("#!/bin/sh\n: > {here}/pids/$$\n{script}\n"),
-    )
-    .unwrap();
-    fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+    let worker = server_of(folder.path(), &format!(": > {here}/pids/$$\n{script}\n"));
     let settings = CompileSettings {
         worker,
         workers_max: 1,
