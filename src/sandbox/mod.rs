@@ -73,7 +73,7 @@ pub use settings::{ArtifactSettings, CompileSettings, GuestLimits, Settings};
 pub use stop::StopSignal;
 pub use strings::Strings;
 pub use text::{TEXT_BYTES_MAX, to_binary};
-pub use worker::compile_worker;
+pub use worker::{compile_worker, serve_forks};
 
 /// What one guest gets.
 pub struct Call {

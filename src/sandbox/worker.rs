@@ -204,6 +204,12 @@ fn run() -> io::Result<()> {
     }
 }
 
+/// The fork server with workers of another kind, for tests: returns true in each of them.
+#[doc(hidden)]
+pub fn serve_forks(control: UnixStream) -> io::Result<bool> {
+    Ok(fork_server::serve(control)?.is_some())
+}
+
 /// One worker's life.
 fn work(limits: Limits, singlepass: Codegen, cranelift: Codegen) -> io::Result<()> {
     contain::begin_worker()?;

@@ -44,7 +44,7 @@ pub(super) fn be_alone() -> io::Result<()> {
 
 /// Serves until the gateway hangs up. Returns once more in each worker: its pipes are standard input and output then, and
 /// these are its limits.
-pub(in crate::sandbox) fn serve(mut control: UnixStream) -> io::Result<Option<Limits>> {
+pub(super) fn serve(mut control: UnixStream) -> io::Result<Option<Limits>> {
     while let Some((limits, input, output)) = receive(&control)? {
         let reply = match fork() {
             Ok(None) => {

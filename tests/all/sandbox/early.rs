@@ -1,12 +1,15 @@
 //! Large modules, which a worker has before they have passed the check.
 
-use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
+use std::{env, fs, io};
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use wasm_wizard::sandbox::{End, ModuleError, Preparation, Sandbox};
+use wasm_wizard::sandbox::{End, ModuleError, Preparation, Sandbox, serve_forks};
 
 use super::attacks::binary::{CODE, END, FOUR_GIB, FUNCTION, TYPE, binary};
 use super::{call, command, settings, until, wasm, within};
@@ -32,15 +35,39 @@ async fn prepare(sandbox: &Sandbox, module: Bytes) -> Result<(), ModuleError> {
         .map(drop)
 }
 
+/// Where the script is that workers run.
+const SCRIPT: &str = "WASM_WIZARD_TEST_SCRIPT";
+
+/// Not a test by itself: a fork server, whose workers run the script.
+#[test]
+fn server() {
+    let Ok(script) = env::var(SCRIPT) else {
+        return;
+    };
+    let control = io::stdin().as_fd().try_clone_to_owned().unwrap();
+    if serve_forks(control.into()).unwrap() {
+        let error = Command::new("/bin/sh").arg(script).exec();
+        panic!("{error}");
+    }
+}
+
 /// A worker that is this script, and one spare of it.
 fn scripted(script: &str) -> (TempDir, Sandbox) {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path().display();
-    let worker = folder.path().join("worker");
+    let (worker, own) = (folder.path().join("worker"), env::current_exe().unwrap());
     fs::create_dir(folder.path().join("started")).unwrap();
     fs::write(
+        folder.path().join("script"),
+        format!(": > {here}/started/$$\n{script}\n"),
+    )
+    .unwrap();
+    let own = own.display();
+    fs::write(
         &worker,
-        format!("#!/bin/sh\n: > {here}/started/$$\n{script}\n"),
+        format!(
+            "#!/bin/sh\nexport {SCRIPT}={here}/script\nexec {own} --exact sandbox::early::server\n"
+        ),
     )
     .unwrap();
     fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();

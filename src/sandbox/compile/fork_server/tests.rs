@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +14,7 @@ use tempfile::TempDir;
 
 use super::{Forks, WORKERS_MAX};
 use crate::sandbox::CompileSettings;
-use crate::sandbox::worker::fork_server::serve;
+use crate::sandbox::worker::serve_forks;
 
 /// Where the script is that workers run.
 const SCRIPT: &str = "WASM_WIZARD_TEST_SCRIPT";
@@ -44,7 +43,7 @@ fn server() {
         return;
     };
     let control = io::stdin().as_fd().try_clone_to_owned().unwrap();
-    if serve(UnixStream::from(control)).unwrap().is_some() {
+    if serve_forks(control.into()).unwrap() {
         let error = Command::new("/bin/sh").arg(script).exec();
         panic!("{error}");
     }
