@@ -200,9 +200,12 @@ pub(super) struct Ready {
 const PIECE_BYTES: usize = 256 << 10;
 
 impl Ready {
-    /// To be called while the process has one thread.
-    pub(super) fn reserve() -> Ready {
-        let arena = arena::begin_anew(CHUNKS);
+    /// # Safety
+    ///
+    /// The process has one thread.
+    pub(super) unsafe fn reserve() -> Ready {
+        // SAFETY: the caller's promise.
+        let arena = unsafe { arena::begin_anew(CHUNKS) };
         let first = enlarge_heap(FIRST_BYTES);
         let second = on_second_heap(|| Reserved(enlarge_heap(SECOND_BYTES)));
         let second = second.map_or((std::ptr::null_mut(), 0), |second| second.0);

@@ -50,7 +50,7 @@ pub struct ArtifactSettings {
 /// Bounds of the child process that compiles untrusted bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompileSettings {
-    /// The program started as `PROGRAM compile-worker`: this executable, by its absolute path.
+    /// The program started as `PROGRAM compile-worker`: this executable, by an absolute path.
     pub worker: PathBuf,
     /// Compiles at the same time. If more than one, one of them is kept for Singlepass.
     pub workers_max: usize,

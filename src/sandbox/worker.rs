@@ -6,6 +6,8 @@
 //! and waits. Then come the job and its input, and one answer goes back. No input is read before the
 //! worker is contained, and no worker sees two.
 
+#![expect(unsafe_code, reason = "passes on what the fork server asks for")]
+
 mod contain;
 pub(super) mod fork_server;
 
@@ -198,16 +200,22 @@ fn run() -> io::Result<()> {
     let cranelift = Codegen::new(Compiler::Cranelift);
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     fork_server::be_alone()?;
-    match fork_server::serve(control)? {
+    // SAFETY: so it is.
+    match unsafe { fork_server::serve(control) }? {
         Some(limits) => work(limits, singlepass, cranelift),
         None => Ok(()),
     }
 }
 
 /// The fork server with workers of another kind, for tests: returns true in each of them.
+///
+/// # Safety
+///
+/// Each of them does nothing but become another program.
 #[doc(hidden)]
-pub fn serve_forks(control: UnixStream) -> io::Result<bool> {
-    Ok(fork_server::serve(control)?.is_some())
+pub unsafe fn serve_forks(control: UnixStream) -> io::Result<bool> {
+    // SAFETY: the caller's promise.
+    Ok(unsafe { fork_server::serve(control) }?.is_some())
 }
 
 /// One worker's life.
@@ -217,7 +225,8 @@ fn work(limits: Limits, singlepass: Codegen, cranelift: Codegen) -> io::Result<(
     let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     contain::bound(limits)?;
-    let mut memory = allocator::Ready::reserve();
+    // SAFETY: a worker begins with the thread that forked it.
+    let mut memory = unsafe { allocator::Ready::reserve() };
     // As long as nobody waits: what the server has in memory is brought to this process too, and more memory
     // is asked for than a small job takes.
     if !has_come(&input) {
@@ -251,6 +260,8 @@ fn work(limits: Limits, singlepass: Codegen, cranelift: Codegen) -> io::Result<(
 
 /// Translates a small module and compiles it, so that the code for it is in memory and linked when the job
 /// comes. By Singlepass, as somebody waits for it: a large job for Cranelift takes a hundred milliseconds and more.
+/// And Cranelift starts threads that never end, with which there could be no fork: so it runs for the first
+/// time when the filter is in force, and what it asks of the system then, the filter allows.
 fn warm_up() {
     if let Ok(wasm) = wat::parse_str(WARM_UP) {
         // What fails here will fail for the job, and is told there.

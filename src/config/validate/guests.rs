@@ -151,9 +151,8 @@ fn compile(compile: &file::Compile, cx: &mut Context) -> CompileSettings {
         Size::mib(256),
         Size::gib(64),
     );
-    // The worker is this program. Where the system can't say which file that is, its name is
-    // searched in PATH.
-    let worker = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("wasm-wizard"));
+    // This program, as it was when it was started: its file may have been replaced since.
+    let worker = PathBuf::from("/proc/self/exe");
     CompileSettings {
         worker,
         workers_max: compile.workers_max as usize,

@@ -1,6 +1,6 @@
 //! The allocator of a compile worker.
 //!
-//! A compiler makes and drops half a million small blocks for a module of some hundred KiB, on a few
+//! A compiler makes and drops very many small blocks for a module of some hundred KiB, on a few
 //! threads, and the process ends with it. So a block costs as little as it can: it is cut off a
 //! chunk that has its memory already, and one that is freed waits for the next of its size on the
 //! list of the thread that freed it. Nothing is merged, and nothing given back before the end.
@@ -66,8 +66,8 @@ struct Heap {
 }
 
 thread_local! {
-    // Without a destructor, so that it takes no allocation to have one. What a thread leaves is lost: those
-    // that compile are there to the end, and others have a chunk at most.
+    // Without a destructor, so that it takes no allocation to have one. What a thread leaves is lost, which are
+    // the rest of a chunk and what it freed: there are a few threads in a job.
     static HEAP: Heap = const { Heap::new() };
 }
 
@@ -127,9 +127,12 @@ static READY: AtomicUsize = AtomicUsize::new(0);
 static READY_END: AtomicUsize = AtomicUsize::new(0);
 
 /// Has the next `count` chunks come from one piece of memory, which is returned, and the calling thread take no more
-/// of what it had before: in a process that was forked, to write to that would copy it. To be called while the process
-/// has one thread.
-pub(super) fn begin_anew(count: usize) -> (*mut u8, usize) {
+/// of what it had before: in a process that was forked, to write to that would copy it.
+///
+/// # Safety
+///
+/// The process has one thread.
+pub(super) unsafe fn begin_anew(count: usize) -> (*mut u8, usize) {
     let bytes = count * CHUNK;
     let chunks = map(bytes, 0);
     if chunks.is_null() {

@@ -10,7 +10,8 @@ use std::io::{self, IoSlice, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -61,12 +62,14 @@ pub(super) struct Worker {
     stdout: PipeReader,
     /// Dropped after the child has ended.
     taken: Option<Taken>,
+    /// Set if it crashes.
+    has_crashed: Arc<AtomicBool>,
 }
 
 impl Worker {
     /// Starts a child. It warms up by itself.
-    pub(super) fn start(forks: &mut Forks) -> io::Result<Worker> {
-        let (child, stdin, stdout) = forks.fork()?;
+    pub(super) fn start(forks: &mut Forks, is_over: &dyn Fn() -> bool) -> io::Result<Worker> {
+        let (child, stdin, stdout) = forks.fork(is_over)?;
         set_up_pipe(&stdin)?;
         set_up_pipe(&stdout)?;
         Ok(Worker {
@@ -74,6 +77,7 @@ impl Worker {
             stdin: Some(stdin),
             stdout,
             taken: None,
+            has_crashed: forks.has_crashed(),
         })
     }
 
@@ -345,6 +349,12 @@ fn died(worker: &mut Worker, settings: &CompileSettings) -> io::Result<ModuleErr
         }
         std::thread::sleep(Duration::from_millis(1));
     };
+    if let Some(
+        libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGSYS,
+    ) = status.signal()
+    {
+        worker.has_crashed.store(true, Ordering::Relaxed);
+    }
     Ok(match (status.signal(), status.code()) {
         (Some(libc::SIGXCPU), _) => ModuleError::CompileLimit(
             "the module takes too long to compile; make it smaller or its functions simpler".into(),

@@ -1,30 +1,42 @@
 //! The gateway's end of the fork server (see [`worker::fork_server`]).
 
-use std::io::{self, IoSlice, PipeReader, PipeWriter, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, ErrorKind, IoSlice, PipeReader, PipeWriter, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use rustix::process::Pid;
 
 use super::super::allocator;
 use super::super::settings::CompileSettings;
-use super::super::worker::fork_server::REPLY_BYTES;
+use super::super::worker::fork_server::{REPLY_BYTES, Reply};
 use super::super::worker::{self, Limits};
 use super::process::Process;
 
 /// Workers that are forked from one server. They all have its addresses of code and data, which one that was
-/// taken over by its module might know and tell; so now and then there is another server.
+/// taken over by its module might know and tell, or one that crashes might have guessed at; so after one that crashed,
+/// and now and then anyway, there is another server.
 const WORKERS_MAX: u32 = 256;
-/// How long the server may take to answer, its start included.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a server may take to answer, which takes it a millisecond.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much longer one may take that was just started.
+const START_TIMEOUT: Duration = Duration::from_secs(8);
+/// How often it is looked whether anybody still waits for the answer.
+const LOOK: Duration = Duration::from_millis(100);
+/// The server's name for itself, whatever the path it is started by.
+const NAME: &str = "wasm-wizard";
 
 /// Where workers come from: a server, which is started when it is needed.
 pub(super) struct Forks {
     settings: CompileSettings,
     server: Option<ForkServer>,
+    /// Whether a worker crashed since there is this server, from which its module may have learned.
+    has_crashed: Arc<AtomicBool>,
 }
 
 impl Forks {
@@ -32,44 +44,96 @@ impl Forks {
         Forks {
             settings,
             server: None,
+            has_crashed: Arc::default(),
         }
     }
 
-    /// A new worker with its limits, and the other ends of its pipes.
-    pub(super) fn fork(&mut self) -> io::Result<(Process, PipeWriter, PipeReader)> {
+    /// To be set when a worker crashed.
+    pub(super) fn has_crashed(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.has_crashed)
+    }
+
+    /// A new worker with its limits, and the other ends of its pipes. Not when it is over before there is an answer.
+    pub(super) fn fork(
+        &mut self,
+        is_over: &dyn Fn() -> bool,
+    ) -> io::Result<(Process, PipeWriter, PipeReader)> {
+        let (input, stdin) = io::pipe()?;
+        let (stdout, output) = io::pipe()?;
+        let pipes = [input.as_raw_fd(), output.as_raw_fd()];
+        let pid = self.ask(&pipes, is_over)?;
+        Ok((Process::new(pid)?, stdin, stdout))
+    }
+
+    fn ask(&mut self, pipes: &[RawFd; 2], is_over: &dyn Fn() -> bool) -> io::Result<Pid> {
         let limits = Limits {
             memory_bytes_max: self.settings.memory_bytes_max,
             // To warm up takes less than one.
             cpu_seconds_max: self.settings.timeout.as_secs().saturating_add(2),
         };
-        self.server.take_if(|server| server.workers >= WORKERS_MAX);
-        let started_before = self.server.is_some();
-        match self.fork_once(limits) {
-            // It may have been killed for the sake of memory since.
-            Err(_) if started_before => self.fork_once(limits),
-            result => result,
+        let is_known = self.has_crashed.swap(false, Ordering::Relaxed);
+        if let Some(server) = &mut self.server
+            && server.asked < WORKERS_MAX
+            && !is_known
+        {
+            match server.fork(limits, pipes, is_over) {
+                Ok(forked) => return forked,
+                // It may have been killed for the sake of memory.
+                Err(error) => {
+                    self.give_up(&error);
+                    if is_over() {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        let fresh = ForkServer::start(&self.settings).and_then(|mut server| {
+            let forked = server.fork(limits, pipes, is_over)?;
+            Ok((server, forked))
+        });
+        match (fresh, &mut self.server) {
+            (Ok((server, forked)), _) => {
+                self.server = Some(server);
+                forked
+            }
+            // One that has served for long is better than none.
+            (Err(error), Some(server)) => {
+                tracing::warn!(%error, "the fork server of compile workers can't be renewed");
+                server.asked = WORKERS_MAX / 2;
+                server.fork(limits, pipes, is_over)?
+            }
+            (Err(error), None) => Err(error),
         }
     }
 
-    /// A server that fails is not asked again.
-    fn fork_once(&mut self, limits: Limits) -> io::Result<(Process, PipeWriter, PipeReader)> {
-        let mut server = match self.server.take() {
-            Some(server) => server,
-            None => ForkServer::start(&self.settings)?,
-        };
-        let (input, stdin) = io::pipe()?;
-        let (stdout, output) = io::pipe()?;
-        let pid = server.fork(limits, input.into(), output.into())?;
-        self.server = Some(server);
-        Ok((Process::new(pid), stdin, stdout))
+    /// Lets go of a server that has ended.
+    pub(super) fn look(&mut self) {
+        if let Some(server) = &mut self.server
+            && let Ok(Some(status)) = server.process.try_wait()
+        {
+            self.give_up(&io::Error::other(format!("it has ended: {status}")));
+        }
+    }
+
+    /// What hangs up when the server ends.
+    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.server.as_ref().map(|server| server.control.as_fd())
+    }
+
+    fn give_up(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "the fork server of compile workers fails; the next worker is forked by another");
+        self.server = None;
     }
 }
 
 struct ForkServer {
     process: Child,
     control: UnixStream,
-    /// How many it has forked.
-    workers: u32,
+    /// How many workers it was asked for since it was new, or could not be renewed.
+    asked: u32,
+    /// The number of the last question.
+    last: u32,
+    has_answered: bool,
 }
 
 impl Drop for ForkServer {
@@ -77,8 +141,11 @@ impl Drop for ForkServer {
         // Both fail only for a child that is reaped already.
         let _ = self.process.kill();
         let _ = self.process.wait();
-        // One that it forked, of which nobody has heard.
-        if let Some(pid) = self.reply().ok().and_then(Result::ok) {
+        // One may be forked of which nobody has heard. It says so itself, before it lets go of the socket.
+        if !self.has_answered
+            && let Ok(Ok(pid)) = self.reply(REPLY_TIMEOUT, &|| false)
+        {
+            // If it is none of ours, it is not there any more.
             drop(Process::new(pid));
         }
     }
@@ -88,8 +155,9 @@ impl ForkServer {
     /// Does not wait until it is warm.
     fn start(settings: &CompileSettings) -> io::Result<ForkServer> {
         let (control, theirs) = UnixStream::pair()?;
-        control.set_read_timeout(Some(REPLY_TIMEOUT))?;
+        control.set_read_timeout(Some(LOOK))?;
         let process = Command::new(&settings.worker)
+            .arg0(NAME)
             .arg(worker::COMMAND)
             .env_clear()
             .env(allocator::ARENA.to_string_lossy().as_ref(), "1")
@@ -104,35 +172,74 @@ impl ForkServer {
         Ok(ForkServer {
             process,
             control,
-            workers: 0,
+            asked: 0,
+            last: 0,
+            has_answered: true,
         })
     }
 
-    fn fork(&mut self, limits: Limits, input: OwnedFd, output: OwnedFd) -> io::Result<Pid> {
+    /// Fails if the server does. If it can't fork just now, that is its answer.
+    fn fork(
+        &mut self,
+        limits: Limits,
+        pipes: &[RawFd; 2],
+        is_over: &dyn Fn() -> bool,
+    ) -> io::Result<io::Result<Pid>> {
         let message = limits.encode();
-        let pipes = [input.as_raw_fd(), output.as_raw_fd()];
         let sent = sendmsg::<UnixAddr>(
             self.control.as_raw_fd(),
             &[IoSlice::new(&message)],
-            &[ControlMessage::ScmRights(&pipes)],
+            &[ControlMessage::ScmRights(pipes)],
             MsgFlags::MSG_NOSIGNAL,
             None,
         )?;
         // A message this small is taken whole by a socket that holds no other.
         if sent != message.len() {
-            return Err(io::ErrorKind::WriteZero.into());
+            return Err(ErrorKind::WriteZero.into());
         }
-        let pid = self.reply()??;
-        self.workers += 1;
-        Ok(pid)
+        let is_first = self.last == 0;
+        self.asked += 1;
+        self.last += 1;
+        self.has_answered = false;
+        let start = if is_first {
+            START_TIMEOUT
+        } else {
+            Duration::ZERO
+        };
+        let forked = self.reply(REPLY_TIMEOUT + start, is_over)?;
+        self.has_answered = true;
+        Ok(forked)
     }
 
     /// Whom it forked, or why it could not.
-    fn reply(&mut self) -> io::Result<io::Result<Pid>> {
-        let mut reply = [0; REPLY_BYTES];
-        self.control.read_exact(&mut reply)?;
-        let reply = i32::from_le_bytes(reply);
-        Ok(Pid::from_raw(reply.max(0)).ok_or_else(|| io::Error::from_raw_os_error(-reply)))
+    fn reply(
+        &mut self,
+        within: Duration,
+        is_over: &dyn Fn() -> bool,
+    ) -> io::Result<io::Result<Pid>> {
+        let began = Instant::now();
+        let mut bytes = [0; REPLY_BYTES];
+        loop {
+            match self.control.read_exact(&mut bytes) {
+                Ok(()) => {
+                    let reply = Reply::decode(bytes);
+                    // Server and worker both tell of the same, and one of the two comes late.
+                    if reply.number == self.last {
+                        return Ok(reply.forked);
+                    }
+                }
+                // Replies are small, and come whole.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if is_over() {
+                        return Err(ErrorKind::Interrupted.into());
+                    }
+                    if began.elapsed() >= within {
+                        return Err(io::Error::other("it does not answer"));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

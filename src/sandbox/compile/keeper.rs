@@ -1,7 +1,7 @@
 //! The keeper: the thread that starts all compile workers, and keeps some warm.
 //!
-//! The kernel kills a child when the *thread* that started it, or the server that forked it, ends (prctl(2),
-//! `PR_SET_PDEATHSIG`), so one thread starts them all and lives as long as compiles can be asked for. Nothing is left behind
+//! The kernel kills a child when the *thread* that is its parent ends (prctl(2), `PR_SET_PDEATHSIG`): the one that
+//! started the server that forked it. So one thread starts them all and lives as long as compiles can be asked for. Nothing is left behind
 //! when the gateway dies: the kernel kills what the thread started, and a worker that waits for its
 //! job reads the end of its input.
 
@@ -49,6 +49,8 @@ struct State {
     /// Spares that were taken and are still there.
     taken: usize,
     last_taken: Option<Instant>,
+    /// Whether one was taken alive since the thread looked last: so they do not all end at once.
+    has_served: bool,
     is_ending: bool,
 }
 
@@ -113,6 +115,7 @@ impl Keeper {
         let mut state = self.shared.lock();
         while let Some(mut worker) = state.spares.pop_front() {
             if worker.is_alive() {
+                state.has_served = true;
                 state.taken += 1;
                 state.last_taken = Some(Instant::now());
                 drop(state);
@@ -151,7 +154,9 @@ impl Shared {
         let _ending = Ending(self);
         let mut forks = Forks::new(self.settings.clone());
         let mut refill = Refill::default();
+        let is_over = || self.lock().is_ending;
         loop {
+            forks.look();
             let mut state = self.lock();
             if state.is_ending {
                 return;
@@ -159,15 +164,18 @@ impl Shared {
             if let Some(order) = state.orders.pop_front() {
                 drop(state);
                 // Who has gone meanwhile gets none: the worker is dropped, which ends it.
-                let _ = order.send(Worker::start(&mut forks));
+                let _ = order.send(Worker::start(&mut forks, &is_over));
                 continue;
+            }
+            if std::mem::take(&mut state.has_served) {
+                refill = Refill::default();
             }
             let dead = state.remove_dead();
             let is_short = state.spares.len() < self.settings.workers_spare;
-            let pipes: Vec<RawFd> = state
-                .spares
-                .iter()
-                .map(|worker| worker.pipe().as_raw_fd())
+            let pipes = state.spares.iter().map(Worker::pipe);
+            let pipes: Vec<RawFd> = pipes
+                .chain(forks.socket())
+                .map(|fd| fd.as_raw_fd())
                 .collect();
             let courtesy = state.courtesy();
             drop(state);
@@ -180,7 +188,7 @@ impl Shared {
             let pause = refill.pause().max(courtesy);
             if is_short && pause.is_zero() {
                 refill.last = Some(Instant::now());
-                match Worker::start(&mut forks) {
+                match Worker::start(&mut forks, &is_over) {
                     Ok(worker) => self.lock().spares.push_back(worker),
                     Err(error) => {
                         tracing::warn!(%error, "a compile worker can't be started");

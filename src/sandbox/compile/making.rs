@@ -65,17 +65,18 @@ impl Shared {
         early: Option<Working<'_>>,
     ) -> Result<Made, Failure> {
         let settings = &self.settings.compile;
-        let bounds = Bounds {
-            deadline: Instant::now() + settings.timeout,
-            made_bytes_max: self.artifact_bytes_max(),
-            is_background: lane == Lane::Background,
-        };
         let working = match early {
             Some(working) => working,
             None => self.worker()?.begin(&Job {
                 task: Task::Compile(compiler),
                 input: &flight.wasm,
             })?,
+        };
+        // What it took to get a worker is not the module's fault.
+        let bounds = Bounds {
+            deadline: Instant::now() + settings.timeout,
+            made_bytes_max: self.artifact_bytes_max(),
+            is_background: lane == Lane::Background,
         };
         let turn = Cell::new(Instant::now());
         let is_abandoned = |brake: &Brake| {

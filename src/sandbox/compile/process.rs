@@ -14,9 +14,17 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// The child of this process that has the id. There must be one value of it.
-    pub(super) fn new(pid: Pid) -> Process {
-        Process { pid, ended: None }
+    /// The child of this process that has the id, of which there must be one value. Fails if there is none.
+    pub(super) fn new(pid: Pid) -> io::Result<Process> {
+        match waitpid(Some(pid), WaitOptions::NOHANG) {
+            Ok(waited) => Ok(Process {
+                pid,
+                ended: waited.map(|(_, status)| ExitStatus::from_raw(status.as_raw())),
+            }),
+            Err(error) => Err(io::Error::other(format!(
+                "process {pid} is none of this one's: {error} (does this kernel know CLONE_PARENT?)"
+            ))),
+        }
     }
 
     pub(super) fn id(&self) -> libc::pid_t {
@@ -39,8 +47,13 @@ impl Process {
 
     fn reap(&mut self, options: WaitOptions) -> io::Result<Option<ExitStatus>> {
         if self.ended.is_none() {
-            let waited = rustix::io::retry_on_intr(|| waitpid(Some(self.pid), options))?;
-            self.ended = waited.map(|(_, status)| ExitStatus::from_raw(status.as_raw()));
+            let waited = rustix::io::retry_on_intr(|| waitpid(Some(self.pid), options));
+            self.ended = match waited {
+                Ok(waited) => waited.map(|(_, status)| ExitStatus::from_raw(status.as_raw())),
+                // Somebody else reaped it, and its id may be another's by now. How it ended is not known.
+                Err(rustix::io::Errno::CHILD) => Some(ExitStatus::from_raw(libc::SIGKILL)),
+                Err(error) => return Err(error.into()),
+            };
         }
         Ok(self.ended)
     }

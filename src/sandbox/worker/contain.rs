@@ -21,9 +21,13 @@ const NICENESS: libc::c_int = 5;
 pub(super) fn begin() -> io::Result<()> {
     // The first to go when memory runs out. Best effort: not every system lets us.
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
-    // SAFETY: these calls change attributes of this process and take no pointers. Nothing in this
-    // process owns the descriptors closed here: it has opened none.
+    // SAFETY: these calls change attributes of this process and take no pointers but that of a name, which outlives
+    // the call. Nothing in this process owns the descriptors closed here: it has opened none.
     unsafe {
+        // Signals to the gateway's group or terminal, or by its name, are not for its compiles. Fails for the leader
+        // of a group, who has one of its own.
+        libc::setsid();
+        libc::prctl(libc::PR_SET_NAME, c"compile-worker".as_ptr(), 0, 0, 0);
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
         check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;

@@ -1,7 +1,7 @@
 //! The fork server: the process that compile workers are forked from.
 //!
-//! To start this program, link it and run its compilers for the first time takes some fourteen milliseconds of
-//! a processor; to fork a process that did all of that takes three. So one process does it once, reads
+//! To start this program, link it and run Singlepass for the first time takes some ten milliseconds of
+//! a processor more than to fork a process that did all of that. So one process does it once, reads
 //! nothing of any module, and makes a worker each time the gateway asks for one.
 //!
 //! A worker is a child of the gateway, not of the server (clone(2), `CLONE_PARENT`): the gateway stops it,
@@ -20,12 +20,44 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use rustix::process::Pid;
 use rustix::stdio::{dup2_stdin, dup2_stdout};
 
 use super::{LIMITS_BYTES, Limits};
 
-/// What the server answers: the new worker's process id, or an error number below zero.
-pub(in crate::sandbox) const REPLY_BYTES: usize = 4;
+pub(in crate::sandbox) const REPLY_BYTES: usize = 8;
+
+/// What is answered to each question: by the server and, as that may be ended meanwhile, by the worker too.
+pub(in crate::sandbox) struct Reply {
+    /// Of the question; the first has one.
+    pub number: u32,
+    /// The new worker, or why there is none.
+    pub forked: io::Result<Pid>,
+}
+
+impl Reply {
+    fn encode(&self) -> [u8; REPLY_BYTES] {
+        let code = match &self.forked {
+            Ok(pid) => pid.as_raw_nonzero().get(),
+            Err(error) => -error.raw_os_error().unwrap_or(libc::EAGAIN),
+        };
+        let mut bytes = [0; REPLY_BYTES];
+        bytes[..4].copy_from_slice(&self.number.to_le_bytes());
+        bytes[4..].copy_from_slice(&code.to_le_bytes());
+        bytes
+    }
+
+    pub(in crate::sandbox) fn decode(bytes: [u8; REPLY_BYTES]) -> Reply {
+        let [a, b, c, d, e, f, g, h] = bytes;
+        let code = i32::from_le_bytes([e, f, g, h]);
+        let pid = Pid::from_raw(code.max(0));
+        Reply {
+            number: u32::from_le_bytes([a, b, c, d]),
+            forked: pid.ok_or_else(|| io::Error::from_raw_os_error(code.saturating_neg())),
+        }
+    }
+}
+
 /// How long threads may take to end.
 const ALONE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -44,19 +76,37 @@ pub(super) fn be_alone() -> io::Result<()> {
 
 /// Serves until the gateway hangs up. Returns once more in each worker: its pipes are standard input and output then, and
 /// these are its limits.
-pub(super) fn serve(mut control: UnixStream) -> io::Result<Option<Limits>> {
+///
+/// # Safety
+///
+/// The process has one thread (see [`be_alone`]): in a worker, what another had begun would stay as it was. Or workers
+/// do nothing but become another program.
+pub(super) unsafe fn serve(mut control: UnixStream) -> io::Result<Option<Limits>> {
+    let mut number = 0;
     while let Some((limits, input, output)) = receive(&control)? {
-        let reply = match fork() {
+        number += 1;
+        // SAFETY: the caller's promise.
+        match unsafe { fork() } {
             Ok(None) => {
+                let forked = Ok(rustix::process::getpid());
+                // Nobody may be there any more: then there is no job either.
+                let _ = control.write_all(&Reply { number, forked }.encode());
                 // The socket is standard input too.
                 dup2_stdin(input)?;
                 dup2_stdout(output)?;
                 return Ok(Some(limits));
             }
-            Ok(Some(worker)) => worker,
-            Err(error) => -error.raw_os_error().unwrap_or(libc::EAGAIN),
-        };
-        control.write_all(&reply.to_le_bytes())?;
+            Ok(Some(worker)) => {
+                // They hang up when the worker ends, whatever holds up the server.
+                drop((input, output));
+                let forked = Ok(worker);
+                control.write_all(&Reply { number, forked }.encode())?;
+            }
+            Err(error) => {
+                let forked = Err(error);
+                control.write_all(&Reply { number, forked }.encode())?;
+            }
+        }
     }
     Ok(None)
 }
@@ -87,18 +137,23 @@ fn receive(control: &UnixStream) -> io::Result<Option<(Limits, OwnedFd, OwnedFd)
 }
 
 /// Forks this process into another child of its parent: `None` in the child.
-fn fork() -> io::Result<Option<libc::pid_t>> {
+///
+/// # Safety
+///
+/// As [`serve`].
+unsafe fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: like fork(2), the call copies the process with the calling thread; the pointers it would take
-    // are null. The C library does not know of it and goes on to believe that the child's thread has the server's
-    // id: it looks at that only where locks know their owners, which are as before with one thread. There is no
-    // other thread that could hold a lock (see `be_alone`).
+    // are null. The C library does not know of it, and goes on to believe that this thread has the server's
+    // id. That is an owner's name for locks that know theirs, and unlike that of any thread of the child; and
+    // it is the thread that some calls on one's own thread are about, such as for its affinity, which nobody
+    // makes here.
     let pid = unsafe {
-        let flags = libc::CLONE_PARENT | libc::SIGCHLD;
-        libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0)
+        let flags = libc::c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
+        let none = 0 as libc::c_long;
+        libc::syscall(libc::SYS_clone, flags, none, none, none, none)
     };
     match pid {
         -1 => Err(io::Error::last_os_error()),
-        0 => Ok(None),
-        pid => Ok(Some(pid as libc::pid_t)),
+        pid => Ok(Pid::from_raw(pid as libc::pid_t)),
     }
 }

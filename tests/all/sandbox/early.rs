@@ -40,12 +40,14 @@ const SCRIPT: &str = "WASM_WIZARD_TEST_SCRIPT";
 
 /// Not a test by itself: a fork server, whose workers run the script.
 #[test]
+#[expect(unsafe_code, reason = "forks")]
 fn server() {
     let Ok(script) = env::var(SCRIPT) else {
         return;
     };
     let control = io::stdin().as_fd().try_clone_to_owned().unwrap();
-    if serve_forks(control.into()).unwrap() {
+    // SAFETY: what is forked becomes a shell.
+    if unsafe { serve_forks(control.into()) }.unwrap() {
         let error = Command::new("/bin/sh").arg(script).exec();
         panic!("{error}");
     }

@@ -53,7 +53,7 @@ impl Script {
             made_bytes_max: 1 << 20,
             is_background: true,
         };
-        let worker = Worker::start(&mut Forks::new(self.settings.clone()))?;
+        let worker = Worker::start(&mut Forks::new(self.settings.clone()), &|| false)?;
         let made = worker
             .begin(&job)?
             .finish(&self.settings, bounds, abandoned)?;
