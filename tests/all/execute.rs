@@ -1,5 +1,6 @@
 //! The execute API through the real gateway: from a TLS socket to a guest and back.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use reqwest::multipart::{Form, Part};
@@ -9,7 +10,7 @@ use crate::support::gateway::{Gateway, gateway, workdir};
 use crate::support::{eventually, root};
 
 fn guest(name: &str) -> Vec<u8> {
-    std::fs::read(root().join("examples/guests").join(name)).unwrap()
+    fs::read(root().join("examples/guests").join(name)).unwrap()
 }
 
 fn form(wasm: impl Into<std::borrow::Cow<'static, [u8]>>, input: &str) -> Form {
@@ -409,6 +410,25 @@ async fn a_client_that_leaves_stops_its_guest() {
     request.abort();
     // Long before its hour is over.
     gateway.guests_running(0).await;
+}
+
+/// Its compile workers are what it was started from, whatever lies at its path by now.
+#[tokio::test]
+async fn a_gateway_whose_program_was_replaced_goes_on_compiling() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("wasm-wizard");
+    fs::copy(env!("CARGO_BIN_EXE_wasm-wizard"), &program).unwrap();
+    let gateway = gateway()
+        .program(&program)
+        .set("sandbox.compile.workers_spare", json!(0))
+        .start();
+    fs::remove_file(&program).unwrap();
+    fs::write(&program, "another program").unwrap();
+    for number in 0..3 {
+        let text = format!(r#"(module (func (export "_start") (drop (i32.const {number}))))"#);
+        let (status, answer) = execute(&gateway, form(text.into_bytes(), "")).await;
+        assert_eq!(status, 200, "{answer}");
+    }
 }
 
 const SPIN: &str = r#"(module (func (export "_start") (loop (br 0))))"#;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use rustix::process::Pid;
 
@@ -35,6 +36,8 @@ const NAME: &str = "wasm-wizard";
 pub(super) struct Forks {
     settings: CompileSettings,
     server: Option<ForkServer>,
+    /// Takes its place when it is warm.
+    next: Option<ForkServer>,
     /// Whether a worker crashed since there is this server, from which its module may have learned.
     has_crashed: Arc<AtomicBool>,
 }
@@ -44,6 +47,7 @@ impl Forks {
         Forks {
             settings,
             server: None,
+            next: None,
             has_crashed: Arc::default(),
         }
     }
@@ -71,11 +75,8 @@ impl Forks {
             // To warm up takes less than one.
             cpu_seconds_max: self.settings.timeout.as_secs().saturating_add(2),
         };
-        let is_known = self.has_crashed.swap(false, Ordering::Relaxed);
-        if let Some(server) = &mut self.server
-            && server.asked < WORKERS_MAX
-            && !is_known
-        {
+        self.renew();
+        if let Some(server) = &mut self.server {
             match server.fork(limits, pipes, is_over) {
                 Ok(forked) => return forked,
                 // It may have been killed for the sake of memory.
@@ -87,22 +88,42 @@ impl Forks {
                 }
             }
         }
-        let fresh = ForkServer::start(&self.settings).and_then(|mut server| {
-            let forked = server.fork(limits, pipes, is_over)?;
-            Ok((server, forked))
-        });
-        match (fresh, &mut self.server) {
-            (Ok((server, forked)), _) => {
-                self.server = Some(server);
-                forked
+        let mut server = match self.next.take() {
+            Some(server) => server,
+            None => ForkServer::start(&self.settings)?,
+        };
+        let forked = server.fork(limits, pipes, is_over)?;
+        self.server = Some(server);
+        forked
+    }
+
+    /// Starts the next server, if it is time for one. It takes the place of the other once it is warm: until then,
+    /// nobody waits for it.
+    fn renew(&mut self) {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        let has_crashed = self.has_crashed.swap(false, Ordering::Relaxed);
+        if self.next.is_none() && (has_crashed || server.asked >= WORKERS_MAX) {
+            match ForkServer::start(&self.settings) {
+                Ok(next) => self.next = Some(next),
+                Err(error) => {
+                    tracing::warn!(%error, "the fork server of compile workers can't be renewed");
+                    // One that has served for long is better than none.
+                    server.asked = WORKERS_MAX / 2;
+                }
             }
-            // One that has served for long is better than none.
-            (Err(error), Some(server)) => {
-                tracing::warn!(%error, "the fork server of compile workers can't be renewed");
-                server.asked = WORKERS_MAX / 2;
-                server.fork(limits, pipes, is_over)?
+        }
+        match self.next.take() {
+            Some(mut next) if next.is_warm() => {
+                if let Ok(None) = next.process.try_wait() {
+                    self.server = Some(next);
+                } else {
+                    tracing::warn!("the next fork server of compile workers has ended");
+                    server.asked = WORKERS_MAX / 2;
+                }
             }
-            (Err(error), None) => Err(error),
+            next => self.next = next,
         }
     }
 
@@ -178,6 +199,12 @@ impl ForkServer {
         })
     }
 
+    /// Whether it has something to say, or has ended.
+    fn is_warm(&self) -> bool {
+        let mut polls = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polls, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
     /// Fails if the server does. If it can't fork just now, that is its answer.
     fn fork(
         &mut self,
@@ -223,7 +250,8 @@ impl ForkServer {
             match self.control.read_exact(&mut bytes) {
                 Ok(()) => {
                     let reply = Reply::decode(bytes);
-                    // Server and worker both tell of the same, and one of the two comes late.
+                    // Server and worker both tell of the same, and one of the two comes late. And the server says
+                    // when it is warm.
                     if reply.number == self.last {
                         return Ok(reply.forked);
                     }

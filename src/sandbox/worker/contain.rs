@@ -24,9 +24,9 @@ pub(super) fn begin() -> io::Result<()> {
     // SAFETY: these calls change attributes of this process and take no pointers but that of a name, which outlives
     // the call. Nothing in this process owns the descriptors closed here: it has opened none.
     unsafe {
-        // Signals to the gateway's group or terminal, or by its name, are not for its compiles. Fails for the leader
-        // of a group, who has one of its own.
-        libc::setsid();
+        // Signals to the gateway's process group (such as a terminal's) or by its name are not for its compiles. Not a session of
+        // its own, with which niceness would not count against the gateway (sched(7), autogroup).
+        libc::setpgid(0, 0);
         libc::prctl(libc::PR_SET_NAME, c"compile-worker".as_ptr(), 0, 0, 0);
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;

@@ -36,6 +36,12 @@ pub(in crate::sandbox) struct Reply {
 }
 
 impl Reply {
+    /// What the server says when it is warm, before any question.
+    const WARM: Reply = Reply {
+        number: 0,
+        forked: Ok(Pid::INIT),
+    };
+
     fn encode(&self) -> [u8; REPLY_BYTES] {
         let code = match &self.forked {
             Ok(pid) => pid.as_raw_nonzero().get(),
@@ -82,7 +88,8 @@ pub(super) fn be_alone() -> io::Result<()> {
 /// The process has one thread (see [`be_alone`]): in a worker, what another had begun would stay as it was. Or workers
 /// do nothing but become another program.
 pub(super) unsafe fn serve(mut control: UnixStream) -> io::Result<Option<Limits>> {
-    let mut number = 0;
+    control.write_all(&Reply::WARM.encode())?;
+    let mut number = Reply::WARM.number;
     while let Some((limits, input, output)) = receive(&control)? {
         number += 1;
         // SAFETY: the caller's promise.

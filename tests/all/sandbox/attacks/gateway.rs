@@ -88,7 +88,8 @@ impl Target {
             .set("sandbox.stdout_max", json!("1MiB"))
             .set("sandbox.cache_max", json!("1MiB"))
             .set("sandbox.guests_max", json!(8))
-            .set("sandbox.queue_timeout", json!("1m"));
+            .set("sandbox.queue_timeout", json!("1m"))
+            .set("sandbox.compile.queue_timeout", json!("1m"));
         for (path, value) in settings {
             builder = builder.set(path, value.clone());
         }
