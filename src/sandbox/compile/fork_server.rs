@@ -15,7 +15,7 @@ use rustix::process::Pid;
 
 use super::super::allocator;
 use super::super::settings::CompileSettings;
-use super::super::worker::fork_server::{REPLY_BYTES, Reply};
+use super::super::worker::fork_server::{BY_WORKER, REPLY_BYTES, Reply};
 use super::super::worker::{self, Limits};
 use super::process::Process;
 
@@ -155,6 +155,8 @@ struct ForkServer {
     /// The number of the last question.
     last: u32,
     has_answered: bool,
+    /// What the last worker said of itself.
+    by_worker: Option<Pid>,
 }
 
 impl Drop for ForkServer {
@@ -164,7 +166,7 @@ impl Drop for ForkServer {
         let _ = self.process.wait();
         // One may be forked of which nobody has heard. It says so itself, before it lets go of the socket.
         if !self.has_answered
-            && let Ok(Ok(pid)) = self.reply(REPLY_TIMEOUT, &|| false)
+            && let Some(pid) = self.unheard()
         {
             // If it is none of ours, it is not there any more.
             drop(Process::new(pid));
@@ -196,6 +198,7 @@ impl ForkServer {
             asked: 0,
             last: 0,
             has_answered: true,
+            by_worker: None,
         })
     }
 
@@ -228,19 +231,30 @@ impl ForkServer {
         self.asked += 1;
         self.last += 1;
         self.has_answered = false;
+        self.by_worker = None;
         let start = if is_first {
             START_TIMEOUT
         } else {
             Duration::ZERO
         };
-        let forked = self.reply(REPLY_TIMEOUT + start, is_over)?;
+        // The server's: then it has let go of the worker's pipes.
+        let forked = self.reply(self.last, REPLY_TIMEOUT + start, is_over)?;
         self.has_answered = true;
         Ok(forked)
+    }
+
+    /// The worker that it forked last, by the worker's own word.
+    fn unheard(&mut self) -> Option<Pid> {
+        if self.by_worker.is_none() {
+            let _ = self.reply(self.last | BY_WORKER, REPLY_TIMEOUT, &|| false);
+        }
+        self.by_worker
     }
 
     /// Whom it forked, or why it could not.
     fn reply(
         &mut self,
+        number: u32,
         within: Duration,
         is_over: &dyn Fn() -> bool,
     ) -> io::Result<io::Result<Pid>> {
@@ -250,9 +264,11 @@ impl ForkServer {
             match self.control.read_exact(&mut bytes) {
                 Ok(()) => {
                     let reply = Reply::decode(bytes);
-                    // Server and worker both tell of the same, and one of the two comes late. And the server says
-                    // when it is warm.
-                    if reply.number == self.last {
+                    if reply.number == self.last | BY_WORKER {
+                        self.by_worker = reply.forked.as_ref().ok().copied();
+                    }
+                    // Others are late, and one says that the server is warm.
+                    if reply.number == number {
                         return Ok(reply.forked);
                     }
                 }

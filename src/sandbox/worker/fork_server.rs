@@ -29,7 +29,7 @@ pub(in crate::sandbox) const REPLY_BYTES: usize = 8;
 
 /// What is answered to each question: by the server and, as that may be ended meanwhile, by the worker too.
 pub(in crate::sandbox) struct Reply {
-    /// Of the question; the first has one.
+    /// Of the question; the first has one. The worker's answer has it with [`BY_WORKER`].
     pub number: u32,
     /// The new worker, or why there is none.
     pub forked: io::Result<Pid>,
@@ -64,6 +64,8 @@ impl Reply {
     }
 }
 
+/// Tells the worker's answer from the server's.
+pub(in crate::sandbox) const BY_WORKER: u32 = 1 << 31;
 /// How long threads may take to end.
 const ALONE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -95,7 +97,7 @@ pub(super) unsafe fn serve(mut control: UnixStream) -> io::Result<Option<Limits>
         // SAFETY: the caller's promise.
         match unsafe { fork() } {
             Ok(None) => {
-                let forked = Ok(rustix::process::getpid());
+                let (number, forked) = (number | BY_WORKER, Ok(rustix::process::getpid()));
                 // Nobody may be there any more: then there is no job either.
                 let _ = control.write_all(&Reply { number, forked }.encode());
                 // The socket is standard input too.

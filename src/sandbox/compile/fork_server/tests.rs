@@ -137,7 +137,7 @@ fn workers_are_children_of_the_one_who_asks() {
     // Once more, for one that is reaped.
     assert_eq!(process.try_wait().unwrap().unwrap().code(), Some(7));
     process.kill().unwrap();
-    let (mut process, ..) = workers.pop().unwrap();
+    let (mut process, _stdin, _stdout) = workers.pop().unwrap();
     process.kill().unwrap();
     assert_eq!(process.wait().unwrap().signal(), Some(libc::SIGKILL));
     let (process, ..) = workers.pop().unwrap();
