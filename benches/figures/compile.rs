@@ -10,7 +10,7 @@ use wasmer::{Engine, Module};
 use wasmer_compiler_singlepass::Singlepass;
 
 use super::support;
-use super::support::report::Samples;
+use super::support::report::{Samples, figure};
 
 /// The whole way through the compile worker, for three modules of the same size: nearly all data,
 /// half and half, nearly all code. Then the compilers by themselves, one thread each.
@@ -20,6 +20,7 @@ pub fn never_seen(count: u64) {
     for name in ["echo", "report", "code"] {
         let wasm = support::guest(name);
         for (turn, (way, preparation)) in (0..).zip(support::WAYS) {
+            let before = workers_cpu_ms();
             let times = (0..count).map(|number| {
                 let number = number | turn << 24 | u64::from(std::process::id()) << 32;
                 let wasm = support::never_seen(&wasm, number);
@@ -30,9 +31,23 @@ pub fn never_seen(count: u64) {
                 begun.elapsed()
             });
             Samples::new(times.collect()).print_ms(&format!("prepare {name} {way}"));
+            let each = (workers_cpu_ms() - before) / count as f64;
+            figure(&format!("prepare {name} {way} worker cpu"), each, "ms");
         }
         compilers(name, &wasm, count.min(10));
     }
+}
+
+/// CPU time of all compile workers that have ended, start and end included (`cutime` and `cstime` of proc(5)).
+fn workers_cpu_ms() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc");
+    let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
+    let ticks = |field: usize| -> f64 {
+        let text = fields.split_whitespace().nth(field).expect("a field");
+        text.parse().expect("a number")
+    };
+    // A tick is a hundredth of a second on every Linux of today.
+    (ticks(13) + ticks(14)) * 10.0
 }
 
 fn compilers(name: &str, wasm: &Bytes, count: u64) {

@@ -2,11 +2,12 @@
 
 #![expect(
     unsafe_code,
-    reason = "sets up pipes, waits for both at once, makes a child less important, and stops it"
+    reason = "sets up pipes, makes a child less important, and stops it"
 )]
 
 use std::cell::Cell;
 use std::io::{self, IoSlice, PipeReader, PipeWriter, Read, Write};
+use std::iter;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -15,6 +16,9 @@ use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use smallvec::SmallVec;
 
 use super::super::ModuleError;
 use super::super::settings::CompileSettings;
@@ -410,32 +414,14 @@ pub(super) fn set_nonblocking(pipe: &impl AsRawFd) -> io::Result<()> {
 
 /// Waits until one of the pipes is ready, or for `timeout`.
 fn wait(stdin: Option<&PipeWriter>, stdout: &PipeReader, timeout: Duration) -> io::Result<()> {
-    // A negative descriptor is passed over (poll(2)).
-    let poll = |fd, events| libc::pollfd {
-        fd,
-        events,
-        revents: 0,
-    };
-    let mut polls = [
-        poll(stdout.as_raw_fd(), libc::POLLIN),
-        poll(stdin.map_or(-1, AsRawFd::as_raw_fd), libc::POLLOUT),
-    ];
-    let milliseconds = i32::try_from(timeout.as_millis().max(1)).unwrap_or(i32::MAX);
-    // SAFETY: the array outlives the call, which gets its length.
-    let result = unsafe {
-        libc::poll(
-            polls.as_mut_ptr(),
-            polls.len() as libc::nfds_t,
-            milliseconds,
-        )
-    };
-    if result == -1 {
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
+    let stdout = PollFd::new(stdout.as_fd(), PollFlags::POLLIN);
+    let stdin = stdin.map(|stdin| PollFd::new(stdin.as_fd(), PollFlags::POLLOUT));
+    let mut polls: SmallVec<[PollFd; 2]> = iter::once(stdout).chain(stdin).collect();
+    let milliseconds = u16::try_from(timeout.as_millis().max(1)).unwrap_or(u16::MAX);
+    match poll(&mut polls, milliseconds) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

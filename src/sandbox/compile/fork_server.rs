@@ -115,11 +115,13 @@ impl Forks {
             }
         }
         match self.next.take() {
-            Some(mut next) if next.is_warm() => {
-                if let Ok(None) = next.process.try_wait() {
+            Some(mut next) if next.is_warm() || next.started.elapsed() >= START_TIMEOUT => {
+                if next.is_warm() && matches!(next.process.try_wait(), Ok(None)) {
                     self.server = Some(next);
                 } else {
-                    tracing::warn!("the next fork server of compile workers has ended");
+                    tracing::warn!(
+                        "the next fork server of compile workers has ended, or does not get warm"
+                    );
                     server.asked = WORKERS_MAX / 2;
                 }
             }
@@ -149,6 +151,7 @@ impl Forks {
 
 struct ForkServer {
     process: Child,
+    started: Instant,
     control: UnixStream,
     /// How many workers it was asked for since it was new, or could not be renewed.
     asked: u32,
@@ -194,6 +197,7 @@ impl ForkServer {
             .spawn()?;
         Ok(ForkServer {
             process,
+            started: Instant::now(),
             control,
             asked: 0,
             last: 0,

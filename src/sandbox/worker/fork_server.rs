@@ -95,27 +95,18 @@ pub(super) unsafe fn serve(mut control: UnixStream) -> io::Result<Option<Limits>
     while let Some((limits, input, output)) = receive(&control)? {
         number += 1;
         // SAFETY: the caller's promise.
-        match unsafe { fork() } {
-            Ok(None) => {
-                let (number, forked) = (number | BY_WORKER, Ok(rustix::process::getpid()));
-                // Nobody may be there any more: then there is no job either.
-                let _ = control.write_all(&Reply { number, forked }.encode());
-                // The socket is standard input too.
-                dup2_stdin(input)?;
-                dup2_stdout(output)?;
-                return Ok(Some(limits));
-            }
-            Ok(Some(worker)) => {
-                // They hang up when the worker ends, whatever holds up the server.
-                drop((input, output));
-                let forked = Ok(worker);
-                control.write_all(&Reply { number, forked }.encode())?;
-            }
-            Err(error) => {
-                let forked = Err(error);
-                control.write_all(&Reply { number, forked }.encode())?;
-            }
-        }
+        let Some(forked) = unsafe { fork() }.transpose() else {
+            let (number, forked) = (number | BY_WORKER, Ok(rustix::process::getpid()));
+            // Nobody may be there any more: then there is no job either.
+            let _ = control.write_all(&Reply { number, forked }.encode());
+            // The socket is standard input too.
+            dup2_stdin(input)?;
+            dup2_stdout(output)?;
+            return Ok(Some(limits));
+        };
+        // They hang up when the worker ends, whatever holds up the server.
+        drop((input, output));
+        control.write_all(&Reply { number, forked }.encode())?;
     }
     Ok(None)
 }

@@ -161,6 +161,10 @@ async fn a_worker_that_waits_is_contained() {
         workers("NoNewPrivs:").contains(&"1".to_owned())
     })
     .await;
+    // Signals to this process's group, or by its name, are not for them.
+    assert!(workers("Name:").iter().all(|name| name == "compile-worker"));
+    let own = rustix::process::getpgrp().as_raw_nonzero().to_string();
+    assert!(!workers("NSpgid:").contains(&own));
     // Two is a filter (proc(5)). A kernel without them says nothing here.
     if fs::read_to_string("/proc/self/status")
         .unwrap()

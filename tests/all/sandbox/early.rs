@@ -5,11 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 use std::{env, fs, io};
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use wasm_wizard::sandbox::{End, ModuleError, Preparation, Sandbox, serve_forks};
+use wasm_wizard::sandbox::{End, ModuleError, Preparation, Sandbox, Settings, serve_forks};
 
 use super::attacks::binary::{CODE, END, FOUR_GIB, FUNCTION, TYPE, binary};
 use super::{call, command, settings, until, wasm, within};
@@ -55,6 +56,12 @@ fn server() {
 
 /// A worker that is this script, and one spare of it.
 fn scripted(script: &str) -> (TempDir, Sandbox) {
+    let (folder, settings) = with_script("", script);
+    (folder, Sandbox::start(settings).unwrap())
+}
+
+/// Settings with workers that are this script, whose server does something else first.
+fn with_script(first: &str, script: &str) -> (TempDir, Settings) {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path().display();
     let (worker, own) = (folder.path().join("worker"), env::current_exe().unwrap());
@@ -68,14 +75,28 @@ fn scripted(script: &str) -> (TempDir, Sandbox) {
     fs::write(
         &worker,
         format!(
-            "#!/bin/sh\nexport {SCRIPT}={here}/script\nexec {own} --exact sandbox::early::server\n"
+            "#!/bin/sh\n{first}\nexport {SCRIPT}={here}/script\nexec {own} --exact sandbox::early::server\n"
         ),
     )
     .unwrap();
     fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
     let mut settings = settings();
     settings.compile.worker = worker;
-    (folder, Sandbox::start(settings).unwrap())
+    (folder, settings)
+}
+
+/// The module is given its time when there is a worker for it.
+#[tokio::test]
+async fn a_module_is_not_blamed_for_the_time_until_it_has_a_worker() {
+    let (_folder, mut settings) = with_script("sleep 2", "head -c 100 > /dev/null");
+    settings.compile.workers_spare = 0;
+    settings.compile.timeout = Duration::from_secs(1);
+    let sandbox = Sandbox::start(settings).unwrap();
+    // The worker ends without an answer, which is ours to blame.
+    let error = prepare(&sandbox, wasm(&command("(nop)")))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ModuleError::Internal(_)), "{error}");
 }
 
 /// How many were started and how many of them are there.

@@ -49,6 +49,13 @@ impl Workers {
         pids.retain(|pid| Path::new("/proc").join(pid).exists());
         pids
     }
+
+    /// The one that is there.
+    fn kill_spare(&self) {
+        let pid = self.alive()[0].parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
 }
 
 fn until(condition: impl Fn() -> bool) {
@@ -79,14 +86,26 @@ fn a_spare_that_dies_is_replaced() {
     let workers = workers("exec cat", 1);
     let keeper = Keeper::start(workers.settings.clone()).unwrap();
     until(|| workers.alive().len() == 1);
-    let pid: libc::pid_t = workers.started()[0].parse().unwrap();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(pid).unwrap(),
-        rustix::process::Signal::KILL,
-    )
-    .unwrap();
+    workers.kill_spare();
     until(|| workers.alive().len() == 1 && workers.started().len() == 2);
     assert!(keeper.take().unwrap().is_alive());
+}
+
+/// What was put off because spares ended is not put off for ever: one that serves says that they can.
+#[test]
+fn a_spare_that_serves_is_replaced_without_a_pause_whatever_came_before() {
+    let workers = workers("exec cat", 1);
+    let keeper = Keeper::start(workers.settings.clone()).unwrap();
+    // After the fourth, the next comes after eight seconds.
+    for killed in 1..5 {
+        until(|| workers.alive().len() == 1 && workers.started().len() == killed);
+        workers.kill_spare();
+    }
+    until(|| workers.alive().len() == 1 && workers.started().len() == 5);
+    let begun = Instant::now();
+    drop(keeper.take().unwrap());
+    until(|| workers.started().len() == 6);
+    assert!(begun.elapsed() < Duration::from_secs(7));
 }
 
 #[test]
